@@ -1,0 +1,181 @@
+"""The contract of a method: a model, its training rule and what of it serves.
+
+To add a method write one file in `models/methods/` and one line in
+`models/registry.py`.  Everything a method needs of the outside stands here; the
+trainer knows methods through this class only.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import tensorflow as tf
+import tf_keras as keras
+
+from features.config import Config
+from features.schema import ModelSchema
+from models import losses
+from models.optimizers.groups import OptimizerConfig, apply_gradients, make_optimizers
+from tfrecords_tools.batch import Batch
+
+Batches = dict[str, Batch]
+Metrics = dict[str, tf.Tensor]
+MAIN = "main"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A named input: which rows, and how many of them a step.
+
+    Attributes:
+      split: Split to read.
+      domains: Domains to keep; empty = all.
+      batch_share: Rows a step as a share of the run's batch size.
+      path: Another prepared folder (below the data folder), or "" for the data set.
+    """
+
+    split: str = "train"
+    domains: tuple[str, ...] = ()
+    batch_share: float = 1.0
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PeriodicEvent:
+    """Something done every `every_steps` steps, after that step.
+
+    `run` is called outside the step function; it must be idempotent and keep all it
+    remembers in `Method.extra_state`, so that a resumed run does the same.  With
+    `takes_batch` it gets the next training batches.
+    """
+
+    name: str
+    every_steps: int
+    run: Callable[..., Mapping[str, float] | None]
+    takes_batch: bool = False
+
+
+class MethodConfig(Config):
+    """Settings every method has; a method adds its own."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: Literal["row_mean", "cell_mean"] = "row_mean"
+
+
+class Method(tf.Module, abc.ABC):
+    """Base of all methods.  See DESIGN in the docs for the contract in words.
+
+    Attributes:
+      config: The method's own config.
+      schema: Inputs, domains and tasks.
+      model: `call(features, training=False) -> {task: float32 logits [B]}`, rows in
+        input order, only the row's own domain head.
+      optimizers: Optimiser per variable group; every trainable variable is in one.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig, schema: ModelSchema):
+        super().__init__()
+        self.config = config
+        self.schema = schema
+        self.model = self.build_model()
+        build(self.model, schema)
+        self.optimizers = make_optimizers(config.optimizer, self.variable_groups())
+
+    @abc.abstractmethod
+    def build_model(self) -> keras.Model:
+        """Returns the training model (not yet built)."""
+
+    def variable_groups(self) -> dict[str, list[tf.Variable]]:
+        """Returns trainable variables by group; every variable exactly once.
+
+        Groups `embedding` (updated row by row) and `dense` are known to
+        `OptimizerConfig`; a method may add its own and give them an optimiser there.
+        """
+        groups: dict[str, list[tf.Variable]] = {"embedding": [], "dense": []}
+        for variable in self.model.trainable_variables:
+            is_table = "embedding_table" in variable.name
+            groups["embedding" if is_table else "dense"].append(variable)
+        return groups
+
+    def streams(self) -> dict[str, Stream]:
+        """Returns the input streams by name."""
+        return {MAIN: Stream()}
+
+    def loss(self, batches: Batches) -> tuple[tf.Tensor, Metrics]:
+        """Returns this replica's share of the loss, and scalars to log.
+
+        The sum over replicas is the loss of the global batch: denominators are
+        summed over replicas (`losses.global_sum`), numerators are not.
+        """
+        batch = batches[MAIN]
+        logits = self.stacked_logits(batch, training=True)
+        loss = losses.task_loss(
+            logits, batch, self.config.loss, num_domains=self.schema.num_domains
+        )
+        return loss, {"loss": loss}
+
+    def train_step(self, batches: Batches) -> Metrics:
+        """Does one optimiser step in pure TensorFlow; returns scalars to log.
+
+        Returned scalars are shares: the trainer sums them over replicas.
+        """
+        with tf.GradientTape() as tape:
+            loss, metrics = self.loss(batches)
+            scaled = self.scale_loss(loss)
+        self.update(tape, scaled)
+        return metrics
+
+    def update(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
+        """Applies the gradients of `loss` to every group by its optimiser."""
+        apply_gradients(tape, loss, self.optimizers)
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns the loss to differentiate: scaled where float16 needs it."""
+        return loss
+
+    def stacked_logits(self, batch: Batch, *, training: bool) -> tf.Tensor:
+        """Returns logits [B, T] float32 of the training model."""
+        outputs = self.model(batch.features, training=training)
+        return tf.stack([outputs[task] for task in self.schema.tasks], axis=1)
+
+    def periodic_events(self) -> list[PeriodicEvent]:
+        """Returns events between steps (mask search, sync, fusion step ...)."""
+        return []
+
+    def extra_state(self) -> dict[str, Any]:
+        """Returns trackables besides model and optimisers to put in checkpoints."""
+        return {}
+
+    def scalars(self) -> dict[str, float]:
+        """Returns values to log at every evaluation (fusion weights, thresholds)."""
+        return {}
+
+    def serving_model(self) -> keras.Model:
+        """Returns the model that serves; same call contract, training=False."""
+        return self.model
+
+    def serving_variables(self) -> list[tf.Variable]:
+        """Returns the allow-list: exactly the variables the export may hold."""
+        return list(self.serving_model().variables)
+
+
+def example_features(schema: ModelSchema, rows: int = 2) -> dict[str, tf.Tensor]:
+    """Returns zero-valued inputs of the right shapes: builds models, traces calls."""
+    features = {"domain": tf.zeros([rows], tf.int32)}
+    for info in schema.features:
+        if info.kind == "number":
+            features[info.name] = tf.zeros([rows], tf.float32)
+        elif info.kind == "id":
+            if info.role != "domain":
+                features[info.name] = tf.zeros([rows], tf.int32)
+        else:
+            features[info.name] = tf.zeros([rows, info.length], tf.int32)
+    return features
+
+
+def build(model: keras.Model, schema: ModelSchema) -> None:
+    """Creates a model's variables by one call on example inputs."""
+    model(example_features(schema), training=False)

@@ -1,0 +1,10 @@
+"""Export, embedded model server, client: from a trained workdir to scores.
+
+Keras 2 (`tf_keras`) is chosen here, once, before TensorFlow is first imported:
+tensorflow-recommenders refuses Keras 3.
+"""
+
+import os
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
