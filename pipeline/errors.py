@@ -1,0 +1,59 @@
+"""Errors of the data jobs, and how to dig them out of what a runner raises."""
+
+import re
+
+_WHILE = re.compile(r"\s*\[while running '[^']*'\]")
+# Last line of a traceback: `package.module.SomeError: message`.
+_RAISED = re.compile(
+    r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): (?P<text>.*)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class JobError(ValueError):
+    """A job that cannot go on; the text names owner, rule, value and cure."""
+
+
+def root_cause(error: BaseException) -> str:
+    """Returns the text of the first error, without the runner's wrapping.
+
+    In memory a runner raises the worker's own exception with the step appended;
+    from worker processes it raises one RuntimeError whose text holds the
+    traceback, maybe several times.
+
+    >>> root_cause(ValueError("bad row [while running 'Read']"))
+    'bad row'
+    """
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        blocks = text.split("Traceback (most recent call last):")
+        # Python prints the chain oldest first; the runner then wraps the newest.
+        found = [m for block in blocks if (m := _last_raised(block)) is not None]
+        own = [m for m in found if not m.startswith("RuntimeError")] or found
+        text = own[-1] if own else text
+        kind, _, message = text.partition(": ")
+        text = message if _is_user_error(kind) else text
+    elif not _is_user_error(type(error).__name__):
+        text = f"{type(error).__name__}: {text}"
+    return _WHILE.sub("", text).strip()
+
+
+def _last_raised(block: str) -> str | None:
+    matches = list(_RAISED.finditer(block))
+    if not matches:
+        return None
+    # The message ends where the runner's own text goes on.
+    text = matches[0]["text"].split("\n\n")[0].split("\n  File ")[0]
+    return f"{matches[0]['kind'].rpartition('.')[2]}: {text}"
+
+
+def _is_user_error(kind: str) -> bool:
+    return kind in {
+        "JobError",
+        "ConfigError",
+        "DatasetError",
+        "ValueError",
+        "LookupError",
+        "ReadError",
+        "ReaderError",
+    }

@@ -1,0 +1,31 @@
+"""Names of the Beam jobs and raw readers; each is loaded when it is used."""
+
+import importlib
+from typing import Any
+
+from features.config import lookup_error
+
+JOBS = {
+    "preprocess": "pipeline.jobs.preprocess:build",
+}
+
+READERS = {
+    "files": "pipeline.readers.files:FileReader",
+}
+
+
+def job(name: str) -> Any:
+    """Returns the build function of a job: `build(pipeline, options, ...)`."""
+    return _load("job", JOBS, name)
+
+
+def reader(name: str) -> Any:
+    """Returns a new reader of this name (`Source.reader`)."""
+    return _load("source.reader", READERS, name)()
+
+
+def _load(owner: str, registry: dict[str, str], name: str) -> Any:
+    if name not in registry:
+        raise lookup_error(owner, name, registry)
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
