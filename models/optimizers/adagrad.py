@@ -26,7 +26,7 @@ class Adagrad(RowOptimizer):
         initial_accumulator: float = 0.1,
         epsilon: float = 1e-8,
         **settings: Any,
-    ):
+    ) -> None:
         """Creates the optimiser; `settings` are those of `RowOptimizer`.
 
         Args:
@@ -111,7 +111,7 @@ class AdagradDecay(Adagrad):
         decay_rate: float = 0.9,
         decay_steps: int = 100_000,
         **settings: Any,
-    ):
+    ) -> None:
         """Creates the optimiser; `settings` are those of `Adagrad`.
 
         Args:

@@ -33,7 +33,7 @@ class Adam(RowOptimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         **settings: Any,
-    ):
+    ) -> None:
         """Creates the optimiser; `settings` are those of `RowOptimizer`.
 
         Args:

@@ -46,7 +46,7 @@ class RowOptimizer(keras.optimizers.Optimizer, abc.ABC):
         l2: float = 0.0,
         clip_norm: float = 0.0,
         name: str = "optimizer",
-    ):
+    ) -> None:
         """Creates the optimiser and its slots.
 
         Args:
