@@ -156,7 +156,5 @@ def _known_keys(cls: type[pydantic.BaseModel], path: tuple[Any, ...]) -> list[st
 
 def _models_in(annotation: Any) -> set[type[pydantic.BaseModel]]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return (
-            {annotation} if issubclass(annotation, pydantic.BaseModel) else set()
-        )
+        return {annotation} if issubclass(annotation, pydantic.BaseModel) else set()
     return {m for arg in typing.get_args(annotation) for m in _models_in(arg)}

@@ -58,9 +58,9 @@ def dictionary_codes(values: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
 
 def fingerprints(values: pa.Array) -> np.ndarray:
     """Returns FarmHash fingerprint64 of each text, uint64 [B] (no nulls)."""
-    hash_one = farmhash.fingerprint64
-    texts = values.to_pylist()
-    return np.fromiter(map(hash_one, texts), np.uint64, count=len(texts))
+    texts = values.to_numpy(zero_copy_only=False)  # faster than to_pylist
+    hashes = map(farmhash.fingerprint64, texts)
+    return np.fromiter(hashes, np.uint64, count=len(texts))
 
 
 def hash_text(values: pa.Array) -> np.ndarray:

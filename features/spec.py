@@ -145,12 +145,7 @@ class DomainIndicator(Config):
 
 
 Feature = Annotated[
-    Categorical
-    | MultiValued
-    | Numeric
-    | Popularity
-    | Sequence
-    | DomainIndicator,
+    Categorical | MultiValued | Numeric | Popularity | Sequence | DomainIndicator,
     Field(discriminator="kind"),
 ]
 

@@ -99,7 +99,9 @@ class Vocab:
         """
         uniques, codes = hashing.dictionary_codes(values)
         if len(self) > _REBUILD_FACTOR * len(uniques):
-            found = self._index.get_indexer(uniques.to_numpy(zero_copy_only=False))
+            texts = uniques.to_numpy(zero_copy_only=False)
+            # An Index with a dtype: pandas need not guess the type of each text.
+            found = self._index.get_indexer(pd.Index(texts, dtype=object))
         else:
             found = pc.index_in(uniques, value_set=self.array)
             found = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)

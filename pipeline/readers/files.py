@@ -124,9 +124,6 @@ def file_shards(
             separator_ = "\t" if _suffix(path) == ".tsv" else separator
             options |= {"separator": separator_, "encoding": encoding}
             options |= {"quoted_newlines": quoted_newlines}
-        elif keep is not None:
-            # A key that the first rows lack may come later: ask for all of them.
-            keep = tuple(sorted(set(columns or ()) & ({*names} | {*keep})))
         shards.append(Shard(path, 0, 0, keep, tuple(sorted(options.items()))))
     if not shards:
         raise ReadError(

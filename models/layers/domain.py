@@ -1,0 +1,215 @@
+"""Layers with weights of their own for each domain."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from models.layers import normalise
+from models.layers.domain_rows import DomainRows
+from models.layers.initialisers import Stacked
+
+NORMS = ("none", "layer")
+
+
+@keras.utils.register_keras_serializable("isthmus")
+class DomainDense(keras.layers.Layer):
+    """`act(norm(x W_d + b_d))` with the weights of each row's own domain d.
+
+    Cost does not grow with D: rows go through their own domain's block product (see
+    `DomainRows`).
+
+    Args:
+      num_domains: D, >= 1.
+      units: Width, >= 1.
+      norm: `none` or `layer` (scale and shift per domain).
+      activation: Name of a Keras activation, or None.
+      kernel_initializer: Name of the Keras initialiser of one kernel.
+    """
+
+    def __init__(
+        self,
+        num_domains: int,
+        units: int,
+        *,
+        norm: str = "none",
+        activation: str | None = None,
+        kernel_initializer: str = "glorot_uniform",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_domains = num_domains
+        self.units = units
+        self.norm = normalise.check_norm("DomainDense", norm, NORMS)
+        self.activation = activation
+        self.kernel_initializer = kernel_initializer
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights."""
+        self.kernel = self.add_weight(
+            "kernel",
+            [self.num_domains, int(input_shape[-1]), self.units],
+            initializer=Stacked(self.kernel_initializer),
+        )
+        shape = [self.num_domains, self.units]
+        self.bias = self.add_weight("bias", shape, initializer="zeros")
+        if self.norm == "layer":
+            self.gamma = self.add_weight("gamma", shape, initializer="ones")
+            self.beta = self.add_weight("beta", shape, initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
+        """Returns [N, units] for working rows x [N, I]."""
+        return rows.section(lambda h: self._section(h, rows), x)
+
+    def _section(self, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
+        if self.norm == "none":
+            x = rows.add(rows.matmul(x, self.kernel), self.bias)
+            return normalise.activate(x, self.activation)
+        kernel, bias = normalise.centre(self.kernel), normalise.centre(self.bias)
+        x = rows.view(rows.add(rows.matmul(x, kernel), bias))
+        gamma, beta = rows.param(self.gamma), rows.param(self.beta)
+        return rows.flat(
+            normalise.scale_norm(x, gamma, beta, activation=self.activation)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config."""
+        return super().get_config() | {
+            "num_domains": self.num_domains,
+            "units": self.units,
+            "norm": self.norm,
+            "activation": self.activation,
+            "kernel_initializer": self.kernel_initializer,
+        }
+
+
+@keras.utils.register_keras_serializable("isthmus")
+class DomainTowers(keras.layers.Layer):
+    """A tower per (domain, task); a row goes through the T towers of its own domain.
+
+    Each is `hidden_units` blocks of `dropout(act(norm(x W + b)))`, then one linear
+    output.
+
+    Args:
+      num_domains: D, >= 1.
+      num_tasks: T, >= 1.
+      hidden_units: Widths of the hidden layers; may be empty.
+      norm: `none` or `layer`.
+      activation: Name of a Keras activation.
+      dropout: Share of activations set to 0 in training, 0 <= dropout < 1.
+    """
+
+    def __init__(
+        self,
+        num_domains: int,
+        num_tasks: int,
+        hidden_units: Sequence[int] = (),
+        *,
+        norm: str = "none",
+        activation: str = "relu",
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_domains = num_domains
+        self.num_tasks = num_tasks
+        self.hidden_units = tuple(hidden_units)
+        self.norm = normalise.check_norm("DomainTowers", norm, NORMS)
+        self.activation = activation
+        self.dropout = dropout
+        self.drops = [
+            keras.layers.Dropout(dropout) for _ in self.hidden_units if dropout
+        ]
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights."""
+        width = int(input_shape[-1])
+        heads = [self.num_domains, self.num_tasks]
+        self.kernels, self.biases, self.gammas, self.betas = [], [], [], []
+        for i, units in enumerate((*self.hidden_units, 1)):
+            self.kernels.append(
+                self.add_weight(
+                    f"kernel_{i}",
+                    [*heads, width, units],
+                    initializer=Stacked("glorot_uniform"),
+                )
+            )
+            shape = [*heads, units]
+            self.biases.append(
+                self.add_weight(f"bias_{i}", shape, initializer="zeros")
+            )
+            if self.norm == "layer" and i < len(self.hidden_units):
+                self.gammas.append(
+                    self.add_weight(f"gamma_{i}", shape, initializer="ones")
+                )
+                self.betas.append(
+                    self.add_weight(f"beta_{i}", shape, initializer="zeros")
+                )
+            width = units
+        super().build(input_shape)
+
+    def call(
+        self, x: tf.Tensor, rows: DomainRows, training: bool = False
+    ) -> tf.Tensor:
+        """Returns logits [N, T], float32.
+
+        Args:
+          x: [N, I], the same input for all tasks, or [N, T, I].
+          rows: `DomainRows` of the batch.
+          training: Whether dropout is on.
+        """
+        logits = rows.section(lambda h: self._section(h, rows, training), x)
+        return tf.cast(logits, tf.float32)
+
+    def _section(self, x: tf.Tensor, rows: DomainRows, training: bool) -> tf.Tensor:
+        for i in range(len(self.hidden_units)):
+            x = self._hidden(i, x, rows)
+            if self.drops:
+                x = self.drops[i](x, training=training)
+        if x.shape.rank == 2:
+            x = x[:, tf.newaxis]
+        # One output each: a product and a sum beat a matrix product of width 1.
+        kernel = rows.param(self.kernels[-1][..., 0])
+        logits = tf.reduce_sum(rows.view(x) * kernel, axis=-1)
+        return rows.flat(logits + rows.param(self.biases[-1][..., 0]))
+
+    def _hidden(self, i: int, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
+        """Returns [N, T, units] of hidden layer i."""
+        kernel, bias = self.kernels[i], self.biases[i]
+        if self.norm == "layer":
+            kernel, bias = normalise.centre(kernel), normalise.centre(bias)
+        units = self.hidden_units[i]
+        if x.shape.rank == 2:
+            flat = tf.reshape(
+                tf.transpose(kernel, [0, 2, 1, 3]),
+                [self.num_domains, x.shape[-1], self.num_tasks * units],
+            )
+            x = tf.reshape(rows.matmul(x, flat), [-1, self.num_tasks, units])
+        else:
+            x = tf.stack(
+                [
+                    rows.matmul(x[:, t], kernel[:, t])
+                    for t in range(self.num_tasks)
+                ],
+                axis=1,
+            )
+        x = rows.view(x) + rows.param(bias)
+        if self.norm == "layer":
+            gamma, beta = rows.param(self.gammas[i]), rows.param(self.betas[i])
+            x = normalise.scale_norm(x, gamma, beta, activation=self.activation)
+        else:
+            x = normalise.activate(x, self.activation)
+        return rows.flat(x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config."""
+        return super().get_config() | {
+            "num_domains": self.num_domains,
+            "num_tasks": self.num_tasks,
+            "hidden_units": self.hidden_units,
+            "norm": self.norm,
+            "activation": self.activation,
+            "dropout": self.dropout,
+        }

@@ -1,0 +1,146 @@
+"""Batch normalisation with statistics of each domain's own rows."""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from models.losses import global_sum
+
+MIN_ROWS = 2  # fewer rows have no variance: moving statistics are used instead
+
+
+@keras.utils.register_keras_serializable("isthmus")
+class PartitionedNorm(keras.layers.Layer):
+    """`(gamma * gamma_d) (x - mean_d) / sqrt(var_d + epsilon) + beta + beta_d`.
+
+    In training, mean and variance of domain d are those of its valid rows in the
+    batch (of all replicas); a domain with fewer than `MIN_ROWS` of them uses, and
+    keeps, its moving averages.  At inference they are the moving averages, so a row's
+    score never depends on other rows.  With one domain this is batch normalisation
+    with a row mask.
+
+    Source: Sheng et al., CIKM 2021 (STAR), Section 3.3.
+    Differs: a batch may mix domains (statistics by segments); domains with fewer
+    than two rows are guarded.
+
+    Args:
+      num_domains: D, >= 1.
+      momentum: Share of a moving average that stays in an update, 0..1.
+      epsilon: Added to the variance, > 0.
+    """
+
+    def __init__(
+        self,
+        num_domains: int,
+        *,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_domains = num_domains
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights."""
+        width, shape = int(input_shape[-1]), [self.num_domains, int(input_shape[-1])]
+        self.gamma = self.add_weight("gamma", [width], initializer="ones")
+        self.beta = self.add_weight("beta", [width], initializer="zeros")
+        if self.num_domains > 1:
+            self.own_gamma = self.add_weight("own_gamma", shape, initializer="ones")
+            self.own_beta = self.add_weight("own_beta", shape, initializer="zeros")
+        state = {
+            "dtype": tf.float32,
+            "trainable": False,
+            "synchronization": tf.VariableSynchronization.ON_READ,
+            "aggregation": tf.VariableAggregation.MEAN,
+            "experimental_autocast": False,
+        }
+        self.moving_mean = self.add_weight(
+            "moving_mean", shape, initializer="zeros", **state
+        )
+        self.moving_variance = self.add_weight(
+            "moving_variance", shape, initializer="ones", **state
+        )
+        super().build(input_shape)
+
+    def call(
+        self,
+        x: tf.Tensor,
+        domain: tf.Tensor | None = None,
+        training: bool = False,
+        valid: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Returns [B, H].
+
+        Args:
+          x: [B, H].
+          domain: int32 [B] in 0..D-1; may be None for D = 1.
+          training: Whether to use and update batch statistics.
+          valid: bool [B], rows that statistics count; None = all.
+        """
+        dtype = x.dtype
+        x = tf.cast(x, tf.float32)
+        if domain is None:
+            domain = tf.zeros(tf.shape(x)[:1], tf.int32)
+        mean, variance = tf.identity(self.moving_mean), tf.identity(
+            self.moving_variance
+        )
+        if training:
+            mean, variance = self._batch_statistics(x, domain, valid, mean, variance)
+        scale = tf.cast(self.gamma, tf.float32) * tf.math.rsqrt(
+            variance + self.epsilon
+        )
+        shift = tf.cast(self.beta, tf.float32)
+        if self.num_domains > 1:
+            scale = scale * tf.cast(self.own_gamma, tf.float32)
+            shift = shift + tf.cast(self.own_beta, tf.float32)
+        shift = shift - mean * scale
+        if self.num_domains == 1:
+            return tf.cast(x * scale + shift, dtype)
+        return tf.cast(x * tf.gather(scale, domain) + tf.gather(shift, domain), dtype)
+
+    def _batch_statistics(
+        self,
+        x: tf.Tensor,
+        domain: tf.Tensor,
+        valid: tf.Tensor | None,
+        mean: tf.Tensor,
+        variance: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns mean and variance to use, both [D, H], and moves the averages."""
+        member = tf.one_hot(domain, self.num_domains, dtype=tf.float32)
+        if valid is not None:
+            member = member * tf.cast(valid, tf.float32)[:, None]
+            # An invalid row may hold anything, and 0 * NaN is NaN.
+            x = tf.where(valid[:, None], x, 0.0)
+        count = global_sum(tf.reduce_sum(member, axis=0))[:, None]
+        safe = tf.maximum(count, 1.0)
+        batch_mean = global_sum(tf.matmul(member, x, transpose_a=True)) / safe
+        centred = x - tf.gather(batch_mean, domain)
+        square = tf.matmul(member, centred * centred, transpose_a=True)
+        batch_variance = global_sum(square) / safe
+
+        enough = count >= MIN_ROWS
+        self._move(self.moving_mean, mean, batch_mean, enough)
+        self._move(self.moving_variance, variance, batch_variance, enough)
+        return (
+            tf.where(enough, batch_mean, mean),
+            tf.where(enough, batch_variance, variance),
+        )
+
+    def _move(
+        self, average: tf.Variable, old: tf.Tensor, new: tf.Tensor, enough: tf.Tensor
+    ) -> None:
+        moved = self.momentum * old + (1.0 - self.momentum) * tf.stop_gradient(new)
+        average.assign(tf.where(enough, moved, old))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config."""
+        return super().get_config() | {
+            "num_domains": self.num_domains,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }

@@ -1,0 +1,180 @@
+"""The training input: every stream of a method, with a position to resume from."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from features.dataset import Dataset
+from models.method import MAIN, Method, Stream
+from models.training.checkpoint import RunState
+from models.training.config import RunConfig
+from tfrecords_tools import read
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+    """A stream's numbers.
+
+    Attributes:
+      stream: What the method asked for.
+      dataset: Where it is read.
+      domains: Names of the domains in it.
+      batch_size: Rows of the global batch.
+      rows: Rows in one pass.
+      steps_per_epoch: Batches in one pass, the last one filled up.
+    """
+
+    stream: Stream
+    dataset: Dataset
+    domains: tuple[str, ...]
+    batch_size: int
+    rows: int
+    steps_per_epoch: int
+
+
+def plan_streams(
+    method: Method, dataset: Dataset, config: RunConfig
+) -> dict[str, StreamPlan]:
+    """Returns the plan of every stream of the method.
+
+    Raises:
+      ValueError: For a batch share that gives no row, or a stream without rows.
+    """
+    plans = {}
+    for name, stream in method.streams().items():
+        source = (
+            Dataset.open(dataset.data_dir / stream.path) if stream.path else dataset
+        )
+        domains = tuple(stream.domains) or method.schema.domains
+        replicas = max(1, tf.distribute.get_strategy().num_replicas_in_sync)
+        batch_size = round(config.batch_size * stream.batch_share)
+        if batch_size < 1 or batch_size % replicas:
+            raise ValueError(
+                f"RunConfig.batch_size times the share {stream.batch_share} of stream "
+                f"{name!r} must be a positive multiple of {replicas} devices; got "
+                f"{batch_size}. Change batch_size."
+            )
+        rows = sum(source.info.num_rows(stream.split, d) for d in domains)
+        if rows == 0:
+            raise ValueError(
+                f"stream {name!r} must have rows; {source.data_dir} has none in split "
+                f"{stream.split!r} for {', '.join(domains)}."
+            )
+        plans[name] = StreamPlan(
+            stream, source, domains, batch_size, rows, -(-rows // batch_size)
+        )
+    return plans
+
+
+def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
+    """Returns the plan that an epoch is counted by: stream `main`, or the first."""
+    return plans[MAIN if MAIN in plans else min(plans)]
+
+
+class TrainStreams:
+    """Iterators over all streams; what was drawn is counted in `state.drawn`.
+
+    Each stream goes through its rows in an order fixed by (seed, stream, epoch), so a
+    position is one number, and a resumed run opens its streams right there.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, StreamPlan],
+        method: Method,
+        config: RunConfig,
+        strategy: tf.distribute.Strategy,
+        state: RunState,
+    ):
+        self.plans = plans
+        self._run_domains = method.schema.domains
+        self._config = config
+        self._strategy = strategy
+        self._state = state
+        self._open: dict[str, tuple[int, Any]] = {}  # epoch, iterator
+
+    def remaining(self) -> int:
+        """Returns how many steps can be done before some stream ends its epoch."""
+        return min(
+            plan.steps_per_epoch - self._drawn(name) % plan.steps_per_epoch
+            for name, plan in self.plans.items()
+        )
+
+    def iterators(self) -> dict[str, Any]:
+        """Returns an iterator per stream, standing at the next batch."""
+        for name, plan in self.plans.items():
+            epoch, batch = divmod(self._drawn(name), plan.steps_per_epoch)
+            if name not in self._open or self._open[name][0] != epoch:
+                self._open[name] = (epoch, iter(self._dataset(name, epoch, batch)))
+        return {name: iterator for name, (_, iterator) in self._open.items()}
+
+    def advance(self, steps: int) -> None:
+        """Notes that `steps` batches were drawn from every stream."""
+        for name in self.plans:
+            self._state.drawn[name] = self._drawn(name) + steps
+
+    def draw(self) -> dict[str, Any]:
+        """Returns the next batch of every stream, for a periodic event."""
+        batches = {name: next(it) for name, it in self.iterators().items()}
+        self.advance(1)
+        return batches
+
+    def reset(self) -> None:
+        """Forgets open iterators: the state was set back."""
+        self._open.clear()
+
+    def _drawn(self, name: str) -> int:
+        return self._state.drawn.get(name, 0)
+
+    def _dataset(self, name: str, epoch: int, skip: int) -> Any:
+        plan = self.plans[name]
+        stream = read_domains(
+            plan.dataset,
+            run_domains=self._run_domains,
+            domains=plan.domains,
+            split=plan.stream.split,
+            tasks=self._config.tasks,
+            batch_size=plan.batch_size,
+            # Two streams over the same rows must not be in step with each other.
+            shuffle_seed=self._config.seed + 1000003 * sorted(self.plans).index(name),
+            epoch=epoch,
+            skip_batches=skip,
+        )
+        replicas = self._strategy.num_replicas_in_sync
+        if replicas == 1:
+            return stream
+        # Equal parts of a fixed size, so that shapes stay static on every replica.
+        parts = stream.rebatch(plan.batch_size // replicas, drop_remainder=True)
+        return self._strategy.distribute_datasets_from_function(lambda _: parts)
+
+
+def read_domains(
+    dataset: Dataset,
+    *,
+    run_domains: Sequence[str],
+    domains: Sequence[str],
+    **arguments: Any,
+) -> tf.data.Dataset:
+    """Returns `read_stream` with domain indices that count within `run_domains`.
+
+    Args:
+      dataset: An opened data set.
+      run_domains: Domains of the model, in its index order.
+      domains: Those of them to read.
+      **arguments: As in `read.read_stream`.
+    """
+    if tuple(run_domains) == tuple(dataset.info.fitted.domains):
+        keep = () if tuple(domains) == tuple(run_domains) else domains
+        return read.read_stream(dataset, domains=keep, **arguments)
+    stream = read.read_stream(dataset, domains=domains, remap_domains=True, **arguments)
+    if tuple(domains) == tuple(run_domains):
+        return stream
+    index = tf.constant([list(run_domains).index(d) for d in domains], tf.int32)
+
+    def to_run(batch: Any) -> Any:
+        features = {**batch.features, "domain": tf.gather(index, batch.domain)}
+        return batch._replace(features=features)
+
+    return stream.map(to_run)

@@ -1,0 +1,48 @@
+"""What a preprocessing run is told besides the dataset spec."""
+
+import pathlib
+
+import pydantic
+from pydantic import Field
+
+from features.config import Config
+from features.spec import DatasetSpec
+
+
+class PreprocessOptions(Config):
+    """Options of one run of `pipeline.jobs.preprocess`.
+
+    None of `user_buckets`, `beam_args` and the number of input files changes a byte
+    of the result; `seed`, `record_format`, `block_rows`, `rows_per_file` and
+    `compression` do.
+    """
+
+    spec: DatasetSpec
+    raw_dir: str = Field(description="folder of the raw files, seen by every worker")
+    data_dir: str = Field(description="folder to write, seen by every worker")
+    seed: int = Field(0, ge=0, description="of the global shuffle")
+    record_format: str = Field("block", pattern="^(block|row)$")
+    block_rows: int = Field(4096, ge=1, description="rows in a block at most")
+    rows_per_file: int = Field(131_072, ge=1, description="rows in a file, about")
+    compression: str = Field("", pattern="^(GZIP)?$")
+    statistics: bool = True
+    statistics_sample_rate: float = Field(1.0, gt=0, le=1)
+    fail_on_anomalies: bool = False
+    schema_path: str | None = Field(None, description="a curated schema.pbtxt")
+    previous_data_dir: str | None = Field(
+        None, description="data set whose vocabularies are continued"
+    )
+    overwrite: bool = False
+    # A bucket is held in memory at once, by one worker: about 1 M rows is a good size.
+    user_buckets: int = Field(32, ge=1, le=65_536)
+    show_progress: bool = False
+    beam_args: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "PreprocessOptions":
+        raw, data = pathlib.Path(self.raw_dir), pathlib.Path(self.data_dir)
+        if data.absolute() == raw.absolute():
+            raise ValueError("data_dir must not be raw_dir: raw files would be lost")
+        if self.fail_on_anomalies and not self.statistics:
+            raise ValueError("fail_on_anomalies needs statistics")
+        return self

@@ -1,0 +1,59 @@
+"""Real raw rows of a prepared data set, for parity, warm-up and smoke requests.
+
+The preprocessing job leaves a small `samples/<split>.parquet` of canonical raw rows,
+with the `row_id` that finds the same rows among the encoded ones.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.dataset import Dataset, DatasetError
+from serving.inputs import RawInput
+
+SAMPLES_DIR = "samples"
+
+
+def read_samples(dataset: Dataset, split: str, rows: int) -> pa.Table:
+    """Returns up to `rows` canonical raw rows of a split.
+
+    Raises:
+      DatasetError: When the data set holds no samples.
+    """
+    path = dataset.data_dir / SAMPLES_DIR / f"{split}.parquet"
+    if not path.exists():
+        raise DatasetError(
+            f"data_dir must hold {SAMPLES_DIR}/{split}.parquet (raw rows to check the "
+            f"export with); {dataset.data_dir} has none. Prepare the data set again."
+        )
+    return pq.read_table(path).slice(0, rows)
+
+
+def raw_arrays(inputs: Sequence[RawInput], table: pa.Table) -> dict[str, np.ndarray]:
+    """Returns NumPy arrays by input name from canonical raw rows.
+
+    Strings are object arrays of str, "" where missing; lists are padded with "".
+    """
+    return {item.name: _array(item, table.column(item.name)) for item in inputs}
+
+
+def _array(item: RawInput, column: pa.ChunkedArray) -> np.ndarray:
+    values = column.to_pylist()
+    if item.kind == "number":
+        return np.array([np.nan if v is None else v for v in values], np.float32)
+    if item.kind == "id":
+        return np.array([_text(v) for v in values], object)
+    width = max([len(v) for v in values if v is not None], default=0)
+    rows = [list(v or ()) for v in values]
+    padded = [[_text(v) for v in row] + [""] * (width - len(row)) for row in rows]
+    return np.array(padded, object).reshape(len(rows), width)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)

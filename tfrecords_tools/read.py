@@ -1,0 +1,485 @@
+"""Streams of batches from record files: all the tf.data code of the project.
+
+Two ways to read, with the same rows and the same `Batch`:
+
+*Cached*: the split is decoded once into memory; an epoch is a full permutation of
+its rows, gathered batch by batch.  Taken by itself for splits under
+`CACHE_LIMIT_BYTES`.
+
+*Streamed*: blocks in a seeded order; windows of `SHUFFLE_WINDOW_ROWS` rows are parsed
+at once, permuted, and cut into batches across window borders.  Rows were shuffled
+over the whole split when they were written, so a window is a fair sample already.
+
+Nothing is done row by row, and the order depends on (shuffle_seed, epoch) alone.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from features.dataset import Dataset
+from features.schema import LABEL_PREFIX
+from tfrecords_tools import decode, plan, records
+from tfrecords_tools import selection as selection_lib
+from tfrecords_tools.batch import Batch
+from tfrecords_tools.selection import Selection
+
+CACHE_LIMIT_BYTES = 512 * 2**20  # of one split, decoded; MovieLens-1M takes 50 MB
+SHUFFLE_WINDOW_ROWS = 131_072  # 32 blocks of 4,096: about 20 MB at 40 columns
+PLAIN_WINDOW_ROWS = 16_384  # without a shuffle: large enough for fast parsing
+_READ_BUFFER_BYTES = 1 << 20
+_PARSE_CALLS = 2  # windows parsed at once; more only steals cores from the step
+_PREFETCH_BATCHES = 4
+
+
+def read_stream(
+    dataset: Dataset,
+    *,
+    split: str = "train",
+    domains: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    days: tuple[int, int] | None = None,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    epoch: int = 0,
+    skip_batches: int = 0,
+    num_workers: int = 1,
+    worker_index: int = 0,
+    drop_remainder: bool = False,
+    keys: Sequence[str] = (),
+    remap_domains: bool = False,
+    cache: bool | None = None,
+) -> tf.data.Dataset:
+    """Returns one epoch of batches: every row of the request exactly once.
+
+    The last batch is filled up with rows of weight 0, mask 0 and `valid` False, so
+    that all shapes are static.
+
+    Args:
+      dataset: An opened data set.
+      split: "train", "validation" or "test".
+      domains: Domains to keep; empty keeps all.
+      tasks: Tasks, in the order of the label columns; empty gives all.
+      days: First and last day to keep, as YYYYMMDD; None keeps all.
+      batch_size: B, at least 1.
+      shuffle_seed: None reads in file order; a number shuffles.
+      epoch: Number of the epoch; with the seed it fixes the order.
+      skip_batches: Batches to leave out at the start: the stream is the suffix of
+        the full one.  Free when cached; when streamed without filters from plain
+        files, whole windows are never opened; else the rows are read and dropped.
+      num_workers: Workers that share the rows.
+      worker_index: Which of them this is.
+      drop_remainder: Leave out the last batch if it is not full.
+      keys: Key columns to give as well: "row_id", "user_key", "day".
+      remap_domains: Count domain indices within `domains`, in their order.
+      cache: Decode the split into memory; None decides by `CACHE_LIMIT_BYTES`.
+
+    Raises:
+      LookupError: For an unknown split, domain, task or key.
+      ValueError: For an argument out of range, or if no row is left.
+      records.RecordError: For a truncated file.
+    """
+    _check_range("batch_size", batch_size, 1)
+    _check_range("epoch", epoch, 0)
+    _check_range("skip_batches", skip_batches, 0)
+    _check_range("num_workers", num_workers, 1)
+    _check_range("worker_index", worker_index, 0, num_workers - 1)
+    chosen = selection_lib.select(
+        dataset,
+        split=split,
+        domains=domains,
+        tasks=tasks,
+        days=days,
+        keys=keys,
+        remap_domains=remap_domains,
+    )
+    if cache is None:
+        cache = decoded_bytes(dataset, chosen) <= CACHE_LIMIT_BYTES
+    order = _Order(shuffle_seed, epoch, num_workers, worker_index)
+    make = _cached_stream if cache else _file_stream
+    stream = make(dataset, chosen, order, batch_size, skip_batches, drop_remainder)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF  # num_workers does it
+    )
+    return stream.prefetch(_PREFETCH_BATCHES).with_options(options)
+
+
+def cached_arrays(
+    dataset: Dataset,
+    *,
+    split: str = "train",
+    domains: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    days: tuple[int, int] | None = None,
+    keys: Sequence[str] = (),
+    remap_domains: bool = False,
+) -> Batch:
+    """Returns all rows of a request in one `Batch` of numpy arrays, in file order.
+
+    Read only: `read_stream` uses the same arrays.  Arguments and errors as there.
+    """
+    chosen = selection_lib.select(
+        dataset,
+        split=split,
+        domains=domains,
+        tasks=tasks,
+        days=days,
+        keys=keys,
+        remap_domains=remap_domains,
+    )
+    padded = _load(dataset, chosen)
+    return tf.nest.map_structure(lambda array: array[:-1], padded)
+
+
+def decoded_bytes(dataset: Dataset, chosen: Selection) -> int:
+    """Returns about how many bytes the rows of a request take in memory."""
+    values = sum(c.length for c in chosen.columns) + 2 * len(chosen.tasks)
+    return 4 * values * max(chosen.max_rows, 1)
+
+
+def explain_data_loss(
+    dataset: Dataset, split: str, error: Exception
+) -> Exception:
+    """Returns an error that names the damaged file and record behind `error`.
+
+    TensorFlow's reader says only that a record is corrupt.  All files of the split
+    are checked; without a finding the error returned repeats `error`.
+
+    Example:
+      try: ...
+      except tf.errors.DataLossError as error:
+          raise read.explain_data_loss(dataset, split, error) from error
+    """
+    for path in dataset.files(split):
+        try:
+            for _ in records.read_records(path, dataset.info.compression):
+                pass
+        except records.RecordError as found:
+            return found
+        except OSError as found:
+            return records.RecordError(path, 0, 0, f"it cannot be read: {found}")
+    return ValueError(
+        f"Reading split {split!r} of {dataset.data_dir} failed though every record "
+        f"passes its checksum now: {error}. The storage may be unreliable; run "
+        "python -m tfrecords_tools.verify, then start again to resume."
+    )
+
+
+class _Order(NamedTuple):
+    """What fixes the order of rows, and whose share they are."""
+
+    shuffle_seed: int | None
+    epoch: int
+    num_workers: int
+    worker_index: int
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Returns a random generator: a pure function of seed, epoch, purpose."""
+        text = f"{self.shuffle_seed}/{self.epoch}/{purpose}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return np.random.Generator(
+            np.random.Philox(int.from_bytes(digest[:8], "little"))
+        )
+
+
+def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        rule = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"read_stream.{name} must be {rule}; got {value}.")
+
+
+# --------------------------------------------------------------------- cached
+
+
+def _cached_stream(
+    dataset: Dataset,
+    chosen: Selection,
+    order: _Order,
+    batch_size: int,
+    skip_batches: int,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    arrays = _load(dataset, chosen)
+    num_rows = len(arrays.weight) - 1
+    rows = np.arange(num_rows, dtype=np.int32)
+    if order.shuffle_seed is not None:
+        rows = order.generator("rows").permutation(rows)
+    rows = rows[order.worker_index :: order.num_workers]
+    if drop_remainder:
+        rows = rows[: len(rows) // batch_size * batch_size]
+    rows = rows[skip_batches * batch_size :]
+    # Row number `num_rows` is the padding row.
+    rows = np.pad(rows, (0, -len(rows) % batch_size), constant_values=num_rows)
+    with tf.device("CPU:0"):
+        tensors = tf.nest.map_structure(tf.constant, arrays)
+        index = tf.constant(rows.reshape(-1, batch_size))
+
+    def gather(at: tf.Tensor) -> Batch:
+        here = tf.gather(index, at)
+        return tf.nest.map_structure(lambda values: tf.gather(values, here), tensors)
+
+    return tf.data.Dataset.range(len(index)).map(gather)
+
+
+def _load(dataset: Dataset, chosen: Selection) -> Batch:
+    """Returns the rows of a request and one padding row, from memory if they are."""
+    paths = tuple(
+        (str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in chosen.paths
+    )
+    memory = _memory()
+    key = (
+        paths,
+        dataset.info.fingerprint,
+        chosen.domains,
+        chosen.tasks,
+        chosen.days,
+        chosen.keys,
+        chosen.domain_map.tobytes(),
+    )
+    if key not in memory:
+        batch = _decode(dataset, chosen)
+        size = _num_bytes(batch)
+        while memory and size + sum(map(_num_bytes, memory.values())) > (
+            2 * CACHE_LIMIT_BYTES
+        ):
+            memory.pop(next(iter(memory)))
+        memory[key] = batch
+    memory[key] = memory.pop(key)  # the last used goes last, the first is evicted
+    return memory[key]
+
+
+@functools.cache
+def _memory() -> dict[tuple[object, ...], Batch]:
+    """Decoded splits of this process, by file versions and request."""
+    return {}
+
+
+def _num_bytes(batch: Batch) -> int:
+    return sum(array.nbytes for array in tf.nest.flatten(batch))
+
+
+def _decode(dataset: Dataset, chosen: Selection) -> Batch:
+    order = _Order(None, 0, 1, 0)
+    windows, _ = _windows(dataset, chosen, order, skip_rows=0)
+    parts = list(windows.prefetch(2).as_numpy_iterator())
+    parts.append(
+        tf.nest.map_structure(lambda t: t.numpy(), _padding(chosen, 1))
+    )
+    batch = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    if len(batch.weight) == 1:
+        raise selection_lib.no_rows(dataset, chosen)
+    return batch
+
+
+# ------------------------------------------------------------------- streamed
+
+
+def _file_stream(
+    dataset: Dataset,
+    chosen: Selection,
+    order: _Order,
+    batch_size: int,
+    skip_batches: int,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    if chosen.days is not None:
+        _check_any_row(dataset, chosen)
+    windows, skipped = _windows(
+        dataset, chosen, order, skip_rows=skip_batches * batch_size
+    )
+    if not drop_remainder and batch_size > 1:
+        # B - 1 padding rows fill the last batch up, or are dropped themselves.
+        padding = _padding(chosen, batch_size - 1)
+        windows = windows.concatenate(tf.data.Dataset.from_tensors(padding))
+    stream = windows.rebatch(batch_size, drop_remainder=True)
+    return stream.skip(skip_batches - skipped // batch_size)
+
+
+def _windows(
+    dataset: Dataset, chosen: Selection, order: _Order, *, skip_rows: int
+) -> tuple[tf.data.Dataset, int]:
+    """Returns windows as a `Batch` of any number of rows each, and rows skipped.
+
+    The rows skipped are `skip_rows`, or 0 where that cannot be done without reading.
+    """
+    info = dataset.info
+    shuffles = order.shuffle_seed is not None
+    window_rows = SHUFFLE_WINDOW_ROWS if shuffles else PLAIN_WINDOW_ROWS
+    is_block = info.record_format == "block"
+    window = max(window_rows // info.block_rows, 1) if is_block else window_rows
+    first = before = 0
+    if is_block and not info.compression:
+        blocks = plan.shard_blocks(
+            plan.find_blocks(chosen.paths), order.num_workers, order.worker_index
+        )
+        if shuffles:
+            blocks = blocks.take(
+                order.generator("blocks").permutation(len(blocks.rows))
+            )
+        if not chosen.filters_rows:
+            first, before = plan.first_window(blocks.rows, window, skip_rows)
+        serialized = _read_blocks(blocks.take(slice(first * window, None)))
+    else:
+        serialized = _read_in_order(dataset, chosen, order)
+        if not is_block and not chosen.filters_rows:
+            first = skip_rows // window
+            before = first * window
+            serialized = serialized.skip(before)
+    skips = not chosen.filters_rows and (not is_block or not info.compression)
+    trim = skip_rows - before if skips else 0
+    parse = functools.partial(
+        _parse_window, dataset, chosen, order, first=first, trim=trim
+    )
+    windows = serialized.batch(window).enumerate(start=first)
+    windows = windows.map(
+        lambda number, serialized: parse(number, serialized),
+        num_parallel_calls=_PARSE_CALLS,
+        deterministic=True,
+    )
+    return windows, skip_rows if skips else 0
+
+
+def _read_blocks(blocks: plan.Blocks) -> tf.data.Dataset:
+    """Returns serialized blocks in the order given: each read where it lies."""
+    names = tf.constant([str(path) for path in blocks.paths], tf.string)
+    index = tf.data.Dataset.from_tensor_slices((blocks.path_index, blocks.offsets))
+
+    def read(path_index: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=tf.gather(names, [path_index]),
+            compression_type="",
+            buffer_size=_READ_BUFFER_BYTES,
+            byte_offsets=[offset],
+        )
+        found = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+        return found.take(1)
+
+    return index.flat_map(read)
+
+
+def _read_in_order(
+    dataset: Dataset, chosen: Selection, order: _Order
+) -> tf.data.Dataset:
+    """Returns serialized records, file after file; files in a seeded order."""
+    paths = list(chosen.paths)
+    by_file = len(paths) >= order.num_workers
+    if by_file:
+        paths = paths[order.worker_index :: order.num_workers]
+    if order.shuffle_seed is not None:
+        shuffled = order.generator("files").permutation(len(paths))
+        paths = [paths[i] for i in shuffled]
+    serialized = tf.data.TFRecordDataset(
+        [str(path) for path in paths],
+        compression_type=dataset.info.compression,
+        buffer_size=_READ_BUFFER_BYTES,
+    )
+    if not by_file:
+        serialized = serialized.shard(order.num_workers, order.worker_index)
+    return serialized
+
+
+def _parse_window(
+    dataset: Dataset,
+    chosen: Selection,
+    order: _Order,
+    number: tf.Tensor,
+    serialized: tf.Tensor,
+    *,
+    first: int,
+    trim: int,
+) -> Batch:
+    """Returns the rows of some records: filtered, permuted and cast."""
+    parsed = decode.parse_columns(
+        serialized, chosen.columns, dataset.info.record_format
+    )
+    old_domain = parsed["domain"]
+    domains = dataset.info.fitted.domains
+    check = tf.debugging.Assert(
+        tf.reduce_all((old_domain >= 0) & (old_domain < len(domains))),
+        [f"column 'domain' must be 0 to {len(domains) - 1}; got", old_domain],
+    )
+    with tf.control_dependencies([check]):
+        domain = tf.gather(chosen.domain_map, old_domain)
+    rows = _chosen_rows(chosen, order, number, domain, parsed.get("day"))
+    batch = _to_batch(chosen, parsed, domain)
+    if rows is not None:
+        batch = tf.nest.map_structure(lambda values: tf.gather(values, rows), batch)
+    if trim:
+        start = tf.where(number == first, trim, 0)
+        batch = tf.nest.map_structure(lambda values: values[start:], batch)
+    return batch
+
+
+def _chosen_rows(
+    chosen: Selection,
+    order: _Order,
+    number: tf.Tensor,
+    domain: tf.Tensor,
+    day: tf.Tensor | None,
+) -> tf.Tensor | None:
+    """Returns the positions of the rows to give, in order; None for all as they lie."""
+    rows = None
+    if chosen.filters_rows:
+        keep = domain >= 0
+        if chosen.days is not None:
+            keep &= (day >= chosen.days[0]) & (day <= chosen.days[1])
+        rows = tf.where(keep)[:, 0]
+    if order.shuffle_seed is None:
+        return rows
+    seed = order.generator("windows").integers(2**31)
+    count = tf.size(domain if rows is None else rows)
+    noise = tf.random.stateless_uniform(
+        [count], [seed, number], None, None, tf.int32
+    )
+    permutation = tf.argsort(noise, stable=True)
+    return permutation if rows is None else tf.gather(rows, permutation)
+
+
+def _to_batch(
+    chosen: Selection, parsed: dict[str, tf.Tensor], domain: tf.Tensor
+) -> Batch:
+    features = {
+        name: parsed[name]
+        if parsed[name].dtype == tf.float32
+        else tf.cast(parsed[name], tf.int32)
+        for name in chosen.features
+    }
+    features["domain"] = domain
+    labels = tf.stack([parsed[LABEL_PREFIX + t] for t in chosen.tasks], axis=1)
+    ones = tf.ones_like(domain, tf.float32)
+    return Batch(
+        features=features,
+        labels=tf.cast(tf.maximum(labels, 0), tf.float32),
+        label_mask=tf.cast(labels >= 0, tf.float32),
+        weight=parsed["weight"] if chosen.has_weight else ones,
+        valid=tf.cast(ones, tf.bool),
+        keys={name: parsed[name] for name in chosen.keys},
+    )
+
+
+def _padding(chosen: Selection, rows: int) -> Batch:
+    """Returns a batch of padding rows only."""
+    parsed = {}
+    for c in chosen.columns:
+        shape = [rows] if c.length == 1 else [rows, c.length]
+        parsed[c.name] = tf.zeros(shape, c.dtype)
+    for task in chosen.tasks:
+        parsed[LABEL_PREFIX + task] -= 1
+    batch = _to_batch(chosen, parsed, tf.zeros([rows], tf.int32))
+    return batch._replace(
+        weight=tf.zeros([rows]), valid=tf.zeros([rows], tf.bool)
+    )
+
+
+def _check_any_row(dataset: Dataset, chosen: Selection) -> None:
+    """Raises unless some row of the files is of the days and domains asked for."""
+    windows, _ = _windows(dataset, chosen, _Order(None, 0, 1, 0), skip_rows=0)
+    if not any(int(tf.size(window.weight)) for window in windows):
+        raise selection_lib.no_rows(dataset, chosen)
