@@ -143,8 +143,7 @@ def gauc(
     """
     if weight not in ("impressions", "clicks", "uniform"):
         raise ValueError(
-            "gauc.weight must be 'impressions', 'clicks' or 'uniform'; "
-            f"got {weight!r}."
+            f"gauc.weight must be 'impressions', 'clicks' or 'uniform'; got {weight!r}."
         )
     labels, scores, _ = _checked("gauc", labels, scores, None)
     groups = np.asarray(groups)

@@ -154,34 +154,10 @@ def normal_test(difference: float, rows: Array) -> PairedTest:
     return _normal(difference, _number(math.sqrt(rows @ rows)))
 
 
-def mean_influence(
-    cells: Array, labels: Array, mask: Array, scores: Array
-) -> tuple[float | None, Array, Array, Array]:
-    """Returns AUC and influence by (domain, task) cell and of their mean.
-
-    Args:
-      cells: [N] domain index, 0..D-1.
-      labels: [N, T] 0 or 1.
-      mask: [N, T] bool, True where the label counts.
-      scores: [N, T].
-
-    Returns:
-      Mean AUC over defined cells (None if there is none); [N] its influence; [D, T]
-      AUCs (NaN = undefined); [N, T] influence on the row's own cell.
-    """
-    num_domains = int(cells.max()) + 1 if cells.size else 0
-    values = np.full((num_domains, labels.shape[1]), np.nan)
-    rows = np.zeros(labels.shape, np.float64)
-    for d in range(num_domains):
-        for t in range(labels.shape[1]):
-            kept = np.flatnonzero((cells == d) & mask[:, t])
-            value, part = influence(labels[kept, t], scores[kept, t])
-            rows[kept, t] = part
-            values[d, t] = np.nan if value is None else value
-    defined = int(np.isfinite(values).sum())
-    if not defined:
-        return None, rows.sum(axis=1), values, rows
-    return float(np.nanmean(values)), rows.sum(axis=1) / defined, values, rows
+def combine(difference: float, errors: Sequence[float | None]) -> PairedTest:
+    """Returns the z test of a difference with independent errors; None is left out."""
+    known = [e for e in errors if e is not None]
+    return _normal(difference, math.hypot(*known) if known else None)
 
 
 def paired_bootstrap(
@@ -221,9 +197,9 @@ def paired_bootstrap(
         )
     domain, labels = np.asarray(domain), np.asarray(labels)
     mask = _mask(label_mask, labels)
+    both = np.asarray(scores_a), np.asarray(scores_b)
     cells = [
-        (_Sorted(labels[kept, t], a[kept, t], kept), _Sorted(labels[kept, t], b[kept, t], kept))
-        for a, b in [(np.asarray(scores_a), np.asarray(scores_b))]
+        tuple(_Sorted(labels[kept, t], s[kept, t], kept) for s in both)
         for d in np.unique(domain)
         for t in range(labels.shape[1])
         if (kept := np.flatnonzero((domain == d) & mask[:, t])).size
