@@ -45,9 +45,7 @@ def to_id(column: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
     return column, _none(column)
 
 
-def to_ids(
-    column: pa.Array, separator: str | None
-) -> tuple[pa.ListArray, np.ndarray]:
+def to_ids(column: pa.Array, separator: str | None) -> tuple[pa.ListArray, np.ndarray]:
     """Returns lists of identifiers and a mask of bad ones (none are).
 
     Args:
@@ -249,9 +247,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_nested(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_nested(kind) or pa.types.is_union(kind) or pa.types.is_map(kind)
-    )
+    return pa.types.is_nested(kind) or pa.types.is_union(kind) or pa.types.is_map(kind)
 
 
 def _none(column: pa.Array) -> np.ndarray:

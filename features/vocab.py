@@ -208,14 +208,14 @@ def _ranked(
         )
     table = pa.table({"value": values.cast(pa.string()), "count": counts})
     table = table.filter(
-        pc.and_(
-            pc.greater_equal(table["count"], min_count), _admitted(table["value"])
-        )
+        pc.and_(pc.greater_equal(table["count"], min_count), _admitted(table["value"]))
     )
     order = pc.sort_indices(
         table, sort_keys=[("count", "descending"), ("value", "ascending")]
     )
     ranked = table["value"].take(order)
-    return pa.concat_arrays(ranked.chunks) if ranked.num_chunks else pa.array(
-        [], pa.string()
+    return (
+        pa.concat_arrays(ranked.chunks)
+        if ranked.num_chunks
+        else pa.array([], pa.string())
     )

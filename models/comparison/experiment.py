@@ -1,0 +1,101 @@
+"""`Experiment`: which methods, in which form, on which data sets, against what."""
+
+import pathlib
+from typing import Any
+
+import pydantic
+from pydantic import Field
+
+from features.config import Config, nearest
+from models.training.config import Form, RunConfig
+
+FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
+
+
+class Entry(Config):
+    """One row of the table: a method in a form, with its own settings."""
+
+    method: str
+    form: Form = "mdmt"
+    method_config: dict[str, Any] = {}
+    run: dict[str, Any] = Field({}, description="RunConfig keys that differ")
+
+
+class PreparedData(Config):
+    """One data set of an experiment."""
+
+    dataset: str = Field(description="name in features.registry")
+    raw_dir: str = Field("", description="below the folder given by the caller")
+    overrides: list[str] = []
+    published: dict[str, list[float]] = Field(
+        {}, description="label -> AUC x 100 by domain, task; for the eye only"
+    )
+
+
+class Experiment(Config):
+    """A comparison, whole.
+
+    `main` is compared with every other entry; `target_only` (one model per domain, no
+    transfer) tells whether the other domains helped.
+    """
+
+    name: str
+    title: str
+    data: dict[str, PreparedData] = Field(min_length=1)
+    base: dict[str, Any] = {}
+    entries: dict[str, Entry] = Field(min_length=1)
+    main: str
+    target_only: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Experiment":
+        for field in ("main", "target_only"):
+            label = getattr(self, field)
+            if label is not None and label not in self.entries:
+                raise ValueError(
+                    f"{field} must be an entry; got {label!r}."
+                    + nearest(label, self.entries)
+                )
+        return self
+
+    def run_config(self, label: str, data_dir: str, seed: int) -> RunConfig:
+        """Returns the run of an entry with a seed."""
+        entry = self.entries[label]
+        values = {
+            **self.base,
+            **entry.run,
+            "method": entry.method,
+            "form": entry.form,
+            "data_dir": data_dir,
+            "seed": seed,
+        }
+        common = self.base.get("method_config", {})
+        values["method_config"] = _merged(common, entry.method_config)
+        return RunConfig.parse(values, where=f"entry {label}")
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def load_experiment(name_or_path: str, overrides: list[str] | None = None) -> Experiment:
+    """Returns a built-in experiment by name, or the one in a YAML file.
+
+    Raises:
+      LookupError: For an unknown name.
+      ConfigError: For a file that is not a valid experiment.
+    """
+    path = pathlib.Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+        if name_or_path not in known:
+            raise LookupError(
+                f"experiment must be one of {', '.join(known)} or a .yaml path; got "
+                f"{name_or_path!r}.{nearest(name_or_path, known)}"
+            )
+        path = FOLDER / f"{name_or_path}.yaml"
+    return Experiment.load(path, overrides or [])
