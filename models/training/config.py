@@ -105,4 +105,3 @@ class RunConfig(Config):
         """Returns the same run with every default of the method written out."""
         values = self.parsed_method_config().model_dump(mode="json")
         return self.model_copy(update={"method_config": values})
-

@@ -72,7 +72,9 @@ class Scores:
     def load(cls, path: str | pathlib.Path) -> Self:
         """Returns what `save` wrote."""
         with np.load(path) as values:
-            arrays = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            arrays = {
+                field.name: values[field.name] for field in dataclasses.fields(cls)
+            }
         return cls(
             **{
                 **arrays,

@@ -40,7 +40,9 @@ class Progress:
         shown = "undefined" if value is None else f"{value:.4f}"
         self._note = f", {metric} {shown}"
         if self._bar is None:
-            _log.info("%s: step %d, validation %s %s%s", self._name, step, metric, shown, note)
+            _log.info(
+                "%s: step %d, validation %s %s%s", self._name, step, metric, shown, note
+            )
 
     def close(self) -> None:
         """Ends the line."""

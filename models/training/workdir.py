@@ -94,7 +94,9 @@ def describe(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
         "dataset": {
             "name": dataset.info.spec.name,
             "fingerprint": dataset.info.fingerprint,
-            "rows": {split: dataset.info.num_rows(split) for split in dataset.info.counts},
+            "rows": {
+                split: dataset.info.num_rows(split) for split in dataset.info.counts
+            },
         },
         "git_commit": git_commit(),
         "packages": {name: _version(name) for name in PACKAGES},

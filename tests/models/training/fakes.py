@@ -1,0 +1,136 @@
+"""Small methods for the tests of the trainer; registered by `register`."""
+
+import os
+
+import tensorflow as tf
+import tf_keras as keras
+
+from models import registry
+from models.method import MAIN, Method, MethodConfig, PeriodicEvent, Stream
+from models.training.config import RunConfig
+
+
+class FakeConfig(MethodConfig):
+    dropout: float = 0.0
+    every_steps: int = 0
+    takes_batch: bool = False
+    two_streams: bool = False
+    nan_from_step: int = 0
+
+
+class FakeModel(keras.Model):
+    def __init__(self, schema, dropout):
+        super().__init__()
+        rows = {f.name: f.num_ids for f in schema.features}
+        self.users, self.items, self.domains = (
+            self.add_weight(
+                f"embedding_table_{name}",
+                [rows[name], 4],
+                initializer=keras.initializers.RandomNormal(0.0, 0.1),
+            )
+            for name in ("user_id", "item_id", "domain_indicator")
+        )
+        self.drop = keras.layers.Dropout(dropout)
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.out = keras.layers.Dense(schema.num_tasks, dtype="float32")
+        self.tasks = schema.tasks
+
+    def call(self, features, training=False):
+        x = tf.concat(
+            [
+                tf.gather(self.users, features["user_id"]),
+                tf.gather(self.items, features["item_id"]),
+                tf.gather(self.domains, features["domain"]),
+                features["price"][:, tf.newaxis],
+            ],
+            axis=1,
+        )
+        x = self.drop(self.hidden(x), training=training)
+        logits = self.out(x)
+        return {task: logits[:, t] for t, task in enumerate(self.tasks)}
+
+
+class Fake(Method):
+    """One hidden layer; counts its events; can be told to give NaN for a row."""
+
+    Config = FakeConfig
+
+    def __init__(self, config, schema):
+        self.event_count = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.event_sum = tf.Variable(0.0, trainable=False)
+        self.seen = []
+        super().__init__(config, schema)
+
+    def build_model(self):
+        return FakeModel(self.schema, self.config.dropout)
+
+    def streams(self):
+        extra = {"other": Stream(domains=("d1",), batch_share=0.5)}
+        return {MAIN: Stream(), **(extra if self.config.two_streams else {})}
+
+    def periodic_events(self):
+        if not self.config.every_steps:
+            return []
+        run = self._with_batch if self.config.takes_batch else self._event
+        return [
+            PeriodicEvent(
+                "count", self.config.every_steps, run, self.config.takes_batch
+            )
+        ]
+
+    def extra_state(self):
+        return {"event_count": self.event_count, "event_sum": self.event_sum}
+
+    def scalars(self):
+        return {"event_count": float(self.event_count)}
+
+    def loss(self, batches):
+        loss, metrics = super().loss(batches)
+        if self.config.nan_from_step:
+            step = self.optimizers["dense"].iterations
+            poison = tf.where(step + 1 >= self.config.nan_from_step, float("nan"), 0.0)
+            loss += poison
+            metrics = {"loss": loss}
+        return loss, metrics
+
+    def _event(self):
+        self.event_count.assign_add(1)
+        self.seen.append(int(self.optimizers["dense"].iterations))
+        return {"count": float(self.event_count)}
+
+    def _with_batch(self, batches):
+        self.event_sum.assign_add(tf.reduce_sum(batches[MAIN].features["price"]))
+        self.model.out.bias.assign_add(0.01 * tf.ones_like(self.model.out.bias))
+        return self._event()
+
+
+def register():
+    registry.METHODS["fake"] = f"{__name__}:Fake"
+
+
+def config(data_dir, **changes):
+    values = {
+        "method": "fake",
+        "data_dir": str(data_dir),
+        "batch_size": 64,
+        "max_epochs": 3,
+        "steps_per_call": 5,
+        "method_config": {
+            "optimizer": {
+                "dense": {"learning_rate": 0.01},
+                "embedding": {"kind": "lazy_adam", "learning_rate": 0.02},
+            }
+        },
+    }
+    method_config = {**values["method_config"], **changes.pop("method_config", {})}
+    return RunConfig.parse({**values, **changes, "method_config": method_config})
+
+
+def weights(workdir):
+    """All values in a run's last checkpoint, by name."""
+    reader = tf.train.load_checkpoint(os.path.join(workdir, "checkpoints"))
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "save_counter" not in name
+    }
