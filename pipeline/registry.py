@@ -10,7 +10,11 @@ JOBS = {
 }
 
 READERS = {
+    "amazon_timed": "pipeline.readers.amazon_timed:AmazonTimedReader",
+    "epinions": "pipeline.readers.epinions:EpinionsReader",
     "files": "pipeline.readers.files:FileReader",
+    "kuairand_pure": "pipeline.readers.kuairand_pure:KuaiRandReader",
+    "movielens_1m": "pipeline.readers.movielens_1m:MovieLensReader",
 }
 
 

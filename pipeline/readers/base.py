@@ -89,6 +89,15 @@ class Reader(abc.ABC):
     def read(self, shard: Shard) -> Iterator[ReadResult]:
         """Yields the rows of a shard in batches of at most `BATCH_ROWS`, in order."""
 
+    def tables(
+        self,
+        source: Source,
+        raw_dir: str | pathlib.Path,  # noqa: ARG002 (a reader may look what is there)
+    ) -> dict[str, Table]:
+        """Returns the side tables to join, by name; in general those of the spec."""
+        named = {"user_table": source.user_table, "item_table": source.item_table}
+        return {name: table for name, table in named.items() if table is not None}
+
     @abc.abstractmethod
     def read_table(
         self,
@@ -252,7 +261,9 @@ def concat_tables(batches: Iterable[pa.RecordBatch], where: str) -> pa.Table:
             [
                 chunk.cast(kind)
                 for part in parts
-                for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
+                for chunk in (
+                    part.chunks if isinstance(part, pa.ChunkedArray) else [part]
+                )
             ]
         )
     return pa.table(columns)

@@ -186,7 +186,9 @@ def column_names(
         separator = "\t"
     try:
         with base.byte_stream(path) as stream:
-            line = stream.readline().decode("utf-8-sig" if encoding == "utf8" else encoding)
+            line = stream.readline().decode(
+                "utf-8-sig" if encoding == "utf8" else encoding
+            )
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     names = next(csv.reader(io.StringIO(line), delimiter=separator), [])

@@ -79,9 +79,7 @@ def test_tsv_is_separated_by_tabs(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_jsonl_rejects_malformed_lines_with_their_number(
-    tmp_path, suffix, monkeypatch
-):
+def test_jsonl_rejects_malformed_lines_with_their_number(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(files, "BLOCK_BYTES", 50)
     lines = [json.dumps({"u": f"0{i}", "x": i}) for i in range(20)]
     lines[6] = '{"u": "06", "x": '
@@ -159,7 +157,9 @@ def test_side_tables_give_the_columns_that_the_log_lacks(tmp_path):
     table = reader.read_table(users, tmp_path, ["age"])
     assert table.to_pylist() == [{"user": "u", "age": "30"}]
     assert reader.read_table(users, tmp_path).column_names == ["user", "age", "city"]
-    with pytest.raises(ReadError, match="'agee' must be in the log or a side table.*age"):
+    with pytest.raises(
+        ReadError, match="'agee' must be in the log or a side table.*age"
+    ):
         read(source, tmp_path, ["user", "agee"])
 
 
@@ -177,13 +177,17 @@ def test_side_table_of_json_lines_with_types_that_differ_by_block(
 def test_side_table_with_a_malformed_row_is_an_error(tmp_path):
     write(tmp_path / "users.csv", "user,age\nu,30\nbroken\n")
     with pytest.raises(ReadError, match="users.csv:3: broken"):
-        registry.reader("files").read_table(Table(path="users.csv", key="user"), tmp_path)
+        registry.reader("files").read_table(
+            Table(path="users.csv", key="user"), tmp_path
+        )
 
 
 def test_side_table_without_its_key_is_an_error(tmp_path):
     write(tmp_path / "users.csv", "uid,age\nu,30\n")
     with pytest.raises(ReadError, match="'user' must be"):
-        registry.reader("files").read_table(Table(path="users.csv", key="user"), tmp_path)
+        registry.reader("files").read_table(
+            Table(path="users.csv", key="user"), tmp_path
+        )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +196,11 @@ def test_side_table_without_its_key_is_an_error(tmp_path):
         ("log.csv", b"", "empty"),
         ("log.parquet", b"PAR1 and no more", "log.parquet must be a whole Parquet"),
         ("log.csv.gz", b"\x1f\x8b\x08\x00broken", "log.csv.gz must be readable"),
-        ("log.jsonl.gz", b"\x1f\x8b\x08\x00broken", "log.jsonl.gz must be a whole file"),
+        (
+            "log.jsonl.gz",
+            b"\x1f\x8b\x08\x00broken",
+            "log.jsonl.gz must be a whole file",
+        ),
         ("log.jsonl", b"hello\nworld\n", "one JSON object a line"),
         ("log.csv", b"a,a\n1,2\n", "different column names"),
         ("log.dat", b"a,b\n1,2\n", "format must be stated"),
