@@ -128,9 +128,14 @@ class Method(tf.Module, abc.ABC):
         self.update(tape, scaled)
         return metrics
 
-    def update(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
-        """Applies the gradients of `loss` to every group by its optimiser."""
-        apply_gradients(tape, loss, self.optimizers)
+    def update(
+        self,
+        tape: tf.GradientTape,
+        loss: tf.Tensor,
+        optimizers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Applies the gradients of `loss` to these groups (default: all)."""
+        apply_gradients(tape, loss, optimizers or self.optimizers)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the loss to differentiate: scaled where float16 needs it."""
@@ -138,7 +143,8 @@ class Method(tf.Module, abc.ABC):
 
     def stacked_logits(self, batch: Batch, *, training: bool) -> tf.Tensor:
         """Returns logits [B, T] float32 of the training model."""
-        outputs = self.model(batch.features, training=training)
+        features = {**batch.features, "valid": batch.valid}
+        outputs = self.model(features, training=training)
         return tf.stack([outputs[task] for task in self.schema.tasks], axis=1)
 
     def periodic_events(self) -> list[PeriodicEvent]:

@@ -82,7 +82,9 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def load_experiment(name_or_path: str, overrides: list[str] | None = None) -> Experiment:
+def load_experiment(
+    name_or_path: str, overrides: list[str] | None = None
+) -> Experiment:
     """Returns a built-in experiment by name, or the one in a YAML file.
 
     Raises:

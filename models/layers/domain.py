@@ -137,9 +137,7 @@ class DomainTowers(keras.layers.Layer):
                 )
             )
             shape = [*heads, units]
-            self.biases.append(
-                self.add_weight(f"bias_{i}", shape, initializer="zeros")
-            )
+            self.biases.append(self.add_weight(f"bias_{i}", shape, initializer="zeros"))
             if self.norm == "layer" and i < len(self.hidden_units):
                 self.gammas.append(
                     self.add_weight(f"gamma_{i}", shape, initializer="ones")
@@ -150,9 +148,7 @@ class DomainTowers(keras.layers.Layer):
             width = units
         super().build(input_shape)
 
-    def call(
-        self, x: tf.Tensor, rows: DomainRows, training: bool = False
-    ) -> tf.Tensor:
+    def call(self, x: tf.Tensor, rows: DomainRows, training: bool = False) -> tf.Tensor:
         """Returns logits [N, T], float32.
 
         Args:
@@ -189,10 +185,7 @@ class DomainTowers(keras.layers.Layer):
             x = tf.reshape(rows.matmul(x, flat), [-1, self.num_tasks, units])
         else:
             x = tf.stack(
-                [
-                    rows.matmul(x[:, t], kernel[:, t])
-                    for t in range(self.num_tasks)
-                ],
+                [rows.matmul(x[:, t], kernel[:, t]) for t in range(self.num_tasks)],
                 axis=1,
             )
         x = rows.view(x) + rows.param(bias)

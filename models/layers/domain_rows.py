@@ -117,9 +117,7 @@ class DomainRows:
             return self.is_row
         return tf.logical_and(tf.gather(valid, self._row), self.is_row)
 
-    def section(
-        self, fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
-    ) -> tf.Tensor:
+    def section(self, fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
         """Applies `fn`, made of `matmul`, `view` and `param`, to working rows `x`."""
         if self.form != "blocks" or self.early:
             return fn(x)
@@ -206,9 +204,6 @@ def _block_rows(rows: int | None, num_domains: int) -> int:
     size = MIN_BLOCK_ROWS
     if rows is None:
         return size
-    while (
-        size < MAX_BLOCK_ROWS
-        and 2 * size * num_domains <= MAX_EARLY_PADDING * rows
-    ):
+    while size < MAX_BLOCK_ROWS and 2 * size * num_domains <= MAX_EARLY_PADDING * rows:
         size *= 2
     return size

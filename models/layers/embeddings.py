@@ -147,7 +147,7 @@ class FieldEmbeddings(keras.layers.Layer):
         """Returns [B, fields, width]."""
         ids = tf.stack([_ids(features, f) for f in group.singles], axis=1)
         sizes = [f.num_ids for f in group.singles]
-        real = [int(f.role != "domain") for f in group.singles]
+        real = [f.role != "domain" for f in group.singles]
         is_pad = tf.logical_and(ids == PAD_ID, tf.constant(real, tf.bool))
         return self._gather(table, ids, sizes, group.singles, group, is_pad)
 
@@ -218,9 +218,7 @@ class _TableInitializer(keras.initializers.Initializer):
         self.stddev = stddev
         self.zero_rows = list(zero_rows)
 
-    def __call__(
-        self, shape: Any, dtype: Any = tf.float32, **kwargs: Any
-    ) -> tf.Tensor:
+    def __call__(self, shape: Any, dtype: Any = tf.float32, **kwargs: Any) -> tf.Tensor:
         del kwargs
         values = keras.initializers.RandomNormal(stddev=self.stddev)(shape, dtype)
         if not self.zero_rows:

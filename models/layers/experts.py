@@ -76,9 +76,7 @@ class StackedMLP(keras.layers.Layer):
                 )
             )
             shape = [self.num_experts, units]
-            self.biases.append(
-                self.add_weight(f"bias_{i}", shape, initializer="zeros")
-            )
+            self.biases.append(self.add_weight(f"bias_{i}", shape, initializer="zeros"))
             if self.norm == "layer":
                 self.gammas.append(
                     self.add_weight(f"gamma_{i}", shape, initializer="ones")
@@ -180,9 +178,7 @@ class Gates(keras.layers.Layer):
             tf.transpose(self.kernel, [0, 2, 1, 3]),
             [self.num_domains, x.shape[-1], width],
         )
-        logits = rows.section(
-            lambda h: rows.add(rows.matmul(h, kernel), self.bias), x
-        )
+        logits = rows.section(lambda h: rows.add(rows.matmul(h, kernel), self.bias), x)
         shape = [-1, self.num_gates, self.num_experts]
         return tf.nn.softmax(tf.cast(tf.reshape(logits, shape), tf.float32))
 

@@ -21,9 +21,7 @@ class Stacked(keras.initializers.Initializer):
     def __init__(self, base: str | dict[str, Any] | keras.initializers.Initializer):
         self.base = keras.initializers.get(base)
 
-    def __call__(
-        self, shape: Any, dtype: Any = tf.float32, **kwargs: Any
-    ) -> tf.Tensor:
+    def __call__(self, shape: Any, dtype: Any = tf.float32, **kwargs: Any) -> tf.Tensor:
         """Returns values of `shape`; the last two axes are one kernel."""
         del kwargs  # layout of DTensor, which this project does not use
         shape = tuple(tf.TensorShape(shape).as_list())

@@ -104,5 +104,7 @@ def activate(x: tf.Tensor, activation: str | None) -> tf.Tensor:
 def check_norm(owner: str, norm: str, known: tuple[str, ...]) -> str:
     """Returns `norm`, or raises naming the known ones."""
     if norm not in known:
-        raise ValueError(f"{owner}.norm must be one of {', '.join(known)}; got {norm!r}.")
+        raise ValueError(
+            f"{owner}.norm must be one of {', '.join(known)}; got {norm!r}."
+        )
     return norm

@@ -85,14 +85,13 @@ class PartitionedNorm(keras.layers.Layer):
         x = tf.cast(x, tf.float32)
         if domain is None:
             domain = tf.zeros(tf.shape(x)[:1], tf.int32)
-        mean, variance = tf.identity(self.moving_mean), tf.identity(
-            self.moving_variance
+        mean, variance = (
+            tf.identity(self.moving_mean),
+            tf.identity(self.moving_variance),
         )
         if training:
             mean, variance = self._batch_statistics(x, domain, valid, mean, variance)
-        scale = tf.cast(self.gamma, tf.float32) * tf.math.rsqrt(
-            variance + self.epsilon
-        )
+        scale = tf.cast(self.gamma, tf.float32) * tf.math.rsqrt(variance + self.epsilon)
         shift = tf.cast(self.beta, tf.float32)
         if self.num_domains > 1:
             scale = scale * tf.cast(self.own_gamma, tf.float32)
