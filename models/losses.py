@@ -18,6 +18,10 @@ LossKind = Literal["row_mean", "cell_mean"]
 def global_sum(x: tf.Tensor) -> tf.Tensor:
     """Returns `x` summed over replicas; `x` itself where there is only one.
 
+    Gradients flow, and are summed over replicas too.  Use one MirroredStrategy object
+    a process: TensorFlow numbers collectives by strategy from the same start, so a
+    second one on the same devices meets the first one's shapes and aborts.
+
     Args:
       x: Numbers of any shape, the same on every replica.
     """

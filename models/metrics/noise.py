@@ -237,7 +237,7 @@ def paired_bootstrap(
     )
 
 
-def seed_stats(values: Sequence[float]) -> SeedStats:
+def seed_stats(values: Sequence[float] | Array) -> SeedStats:
     """Returns mean and spread of one number over seeds."""
     array = np.asarray(values, np.float64)
     if array.size == 0:
@@ -246,7 +246,7 @@ def seed_stats(values: Sequence[float]) -> SeedStats:
     return SeedStats(float(array.mean()), std, int(array.size))
 
 
-def seed_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
+def seed_test(a: Sequence[float] | Array, b: Sequence[float] | Array) -> PairedTest:
     """Returns the t test over seeds: paired for equal numbers of seeds, else Welch.
 
     Args:
@@ -295,7 +295,7 @@ class _Sorted:
         return positive @ (np.cumsum(negative) - 0.5 * negative) / pairs
 
 
-def _cell_differences(cells: list[tuple[_Sorted, _Sorted]], weights: Array) -> Array:
+def _cell_differences(cells: list[tuple[_Sorted, ...]], weights: Array) -> Array:
     return np.array([a.auc(weights) - b.auc(weights) for a, b in cells])
 
 

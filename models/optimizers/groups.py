@@ -1,7 +1,7 @@
 """Optimisers by variable group: their config, making them, applying gradients."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import tensorflow as tf
@@ -135,7 +135,7 @@ def make_optimizer(
     config: GroupConfig, variables: Sequence[tf.Variable], name: str
 ) -> RowOptimizer:
     """Returns the optimiser of one group."""
-    shared = {
+    shared: dict[str, Any] = {
         "learning_rate": config.learning_rate,
         "schedule": config.schedule,
         "l2": config.l2,

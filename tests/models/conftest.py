@@ -17,7 +17,7 @@ def _split_cpu():
 _split_cpu()
 
 
-@pytest.fixture
-def two_devices():
-    """Names of two CPU devices for MirroredStrategy."""
-    return ["CPU:0", "CPU:1"]
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The one MirroredStrategy on two CPU devices (see `losses.global_sum`)."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -93,10 +93,9 @@ def test_task_loss_refuses_unknown_kind():
 
 
 @pytest.mark.parametrize("kind", ["row_mean", "cell_mean"])
-def test_task_loss_shares_of_two_replicas_add_up(kind, two_devices):
+def test_task_loss_shares_of_two_replicas_add_up(kind, two_replicas):
     data = _random(rows=20)
     whole = _batch(data["labels"], data["domain"], data["mask"], data["weight"])
-    strategy = tf.distribute.MirroredStrategy(two_devices)
 
     @tf.function
     def shares():
@@ -107,9 +106,30 @@ def test_task_loss_shares_of_two_replicas_add_up(kind, two_devices):
             logits = tf.constant(data["logits"])[cut]
             return losses.task_loss(logits, part, kind, num_domains=3)
 
-        return strategy.reduce("SUM", strategy.run(share), axis=None)
+        return two_replicas.reduce("SUM", two_replicas.run(share), axis=None)
 
     np.testing.assert_allclose(shares(), _twin(data, kind, 3), rtol=1e-6)
+
+
+def test_global_sum_passes_gradients_of_all_replicas(two_replicas):
+    @tf.function
+    def gradients():
+        def replica():
+            i = tf.distribute.get_replica_context().replica_id_in_sync_group
+            x = tf.cast(i + 1, tf.float32)  # 1 and 2
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                share = x * losses.global_sum(x)  # shares add up to (1 + 2)^2
+            return tape.gradient(share, x)
+
+        return two_replicas.experimental_local_results(two_replicas.run(replica))
+
+    assert [float(g) for g in gradients()] == [6.0, 6.0]
+
+
+def test_global_sum_outside_replicas_is_the_value_itself():
+    x = tf.constant([1.0, 2.0])
+    assert losses.global_sum(x) is x
 
 
 def test_focal_without_gamma_is_bce():
