@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
+    # TensorFlow's checkpoint writer talks through absl at INFO.
+    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         config = run_config(arguments)
         result = trainer.train(config, arguments.workdir)

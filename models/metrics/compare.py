@@ -73,13 +73,13 @@ def compare_runs(
             parts = [np.mean([rows for _, rows in side], axis=0) for side in sides]
             rows = np.zeros(domain.size)
             rows[kept] = parts[0] - parts[1]
-            total.append((*values, rows))
+            total.append((values[0], values[1], rows))
             cells.append(
                 {
                     "domain": domain_name,
                     "task": task,
                     "rows": int(kept.size),
-                    **_compared(*values, _by_unit(rows, codes)),
+                    **_compared(values[0], values[1], _by_unit(rows, codes)),
                 }
             )
     mean = None

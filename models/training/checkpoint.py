@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -83,13 +84,25 @@ class Checkpoints:
             whole, str(workdir / CHECKPOINT_DIR), max_to_keep=keep
         )
         self._whole = whole
+        self._saved_step = -1
 
     def save(self) -> None:
-        """Writes the whole state; a kill leaves the previous checkpoint in force."""
+        """Writes the whole state; a kill leaves the previous checkpoint in force.
+
+        Does nothing when this step is written already: all that can change at a step
+        has changed before it is first saved, and files in force are never rewritten.
+        """
+        if self._saved_step == self.state.step:
+            return
         self._manager.save(checkpoint_number=self.state.step)
+        self._saved_step = self.state.step
         kept = f"step-{self.state.best_step}."
         for path in self.best_dir.glob("step-*"):
-            if not path.name.startswith(kept):
+            if path.name.startswith(kept):
+                continue
+            if path.is_dir():  # what a killed write left
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
     def restore(self) -> bool:
@@ -98,6 +111,7 @@ class Checkpoints:
         if path is None:
             return False
         self._whole.restore(path).assert_consumed()
+        self._saved_step = self.state.step
         return True
 
     def save_best(self) -> None:

@@ -94,7 +94,7 @@ class Scorer:
     def __init__(self, method: Method):
         self._schema = method.schema
         self._model = method.serving_model()
-        self._forward = tf.function(self._logits, reduce_retracing=True)
+        self._forward = tf.function(self._logits, autograph=False)
 
     def score(
         self,
@@ -105,11 +105,14 @@ class Scorer:
     ) -> Scores:
         """Returns the scores of a split's rows in the model's domains.
 
+        A split without rows in these domains gives empty scores.
+
         Raises:
           CountError: When the rows read are not those that `dataset.json` counts.
-          ValueError: When the split has no rows in these domains.
         """
         schema = self._schema
+        if not any(dataset.info.num_rows(split, name) for name in schema.domains):
+            return _no_rows(schema.domains, schema.tasks, split)
         stream = streams.read_domains(
             dataset,
             run_domains=schema.domains,
@@ -188,6 +191,22 @@ def ordered(
         tuple(domains),
         tuple(tasks),
         split,
+    )
+
+
+def _no_rows(domains: tuple[str, ...], tasks: tuple[str, ...], split: str) -> Scores:
+    ids, table = np.zeros(0, np.int64), np.zeros([0, len(tasks)], np.float32)
+    return Scores(
+        row_id=ids,
+        user_key=ids,
+        domain=ids.astype(np.int32),
+        labels=table,
+        label_mask=table,
+        weight=np.zeros(0, np.float32),
+        logits=table,
+        domains=domains,
+        tasks=tasks,
+        split=split,
     )
 
 

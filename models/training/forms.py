@@ -56,8 +56,6 @@ def train_family(config: RunConfig, dataset: Dataset, workdir: pathlib.Path) -> 
         )
     tables = {}
     for split in trainer.SPLITS_MEASURED:
-        if dataset.info.num_rows(split) == 0:
-            continue
         scores = merge(
             config,
             dataset,

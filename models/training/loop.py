@@ -39,11 +39,12 @@ class Loop:
         self._names: list[str] = []
         # Reading files cannot be compiled by XLA, so only the step is.
         self._step = (
-            tf.function(self._replica_step, jit_compile=True)
+            tf.function(self._replica_step, jit_compile=True, autograph=False)
             if jit_compile
             else self._replica_step
         )
-        self._run = tf.function(self._many_steps)
+        # Steps are pure TensorFlow: rewriting their Python would only cost time.
+        self._run = tf.function(self._many_steps, autograph=False)
 
     def run(self, iterators: Mapping[str, Any], steps: int) -> CallResult:
         """Does at most `steps` steps; stops after the first non-finite loss."""
@@ -59,8 +60,9 @@ class Loop:
         )
 
     def _many_steps(self, iterators: Mapping[str, Any], steps: tf.Tensor) -> tuple:
-        def body(done, total, rows, is_finite):
-            del is_finite
+        def body(
+            done: tf.Tensor, total: tf.Tensor, rows: tf.Tensor, _: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
             batches = {name: next(it) for name, it in iterators.items()}
             per_replica = self.strategy.run(self._step, (batches,))
             values, counts = (
@@ -79,7 +81,7 @@ class Loop:
 
         num_domains = self.method.schema.num_domains
         return tf.while_loop(
-            lambda done, total, rows, is_finite: (done < steps) & is_finite,
+            lambda done, _total, _rows, is_finite: (done < steps) & is_finite,
             body,
             (
                 tf.constant(0, tf.int64),

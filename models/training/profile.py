@@ -88,7 +88,8 @@ def op_millis(path: pathlib.Path) -> Counter[str]:
         for line in plane.lines:
             for event in line.events:
                 name, _, op = names.get(event.metadata_id, "").rpartition(":")
-                # "<node name>:<op type>" are executed ops; others are spans.
-                if name and op and op.isidentifier() and op != "While":
+                # "<node name>:<op type>" is an executed op, "A::B" a runtime span.
+                is_span = not name or name.endswith(":") or not op.isidentifier()
+                if not is_span and op != "While":
                     busy[op] += event.duration_ps / 1e9
     return busy

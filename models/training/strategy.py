@@ -1,6 +1,7 @@
 """Where and in which precision a run computes."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -65,6 +66,25 @@ def precision(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         keras.mixed_precision.set_global_policy(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hides TensorFlow's warning that functions were traced often.
+
+    Several runs in one process have functions of the same names, which it takes for
+    one function traced again and again; `Loop.trace_count` is what tells.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "triggered tf.function retracing" not in record.getMessage()
+
+    logger = tf.get_logger()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def seed_everything(seed: int) -> None:

@@ -69,7 +69,8 @@ def train(config: RunConfig, workdir: str | pathlib.Path) -> Result:
 def train_one(config: RunConfig, dataset: Dataset, workdir: pathlib.Path) -> Result:
     """Trains a single model in a workdir that is locked and claimed."""
     strategy_lib.seed_everything(config.seed)
-    with strategy_lib.make_strategy(config).scope():
+    strategy = strategy_lib.make_strategy(config)
+    with strategy.scope(), strategy_lib.quiet():
         trainer = Trainer(config, dataset, workdir)
         try:
             return trainer.run()
@@ -330,8 +331,6 @@ class Trainer:
         self.checkpoints.restore_best()
         tables = {}
         for split in SPLITS_MEASURED:
-            if self.dataset.info.num_rows(split) == 0:
-                continue
             scores = self._scorer.score(
                 self.dataset, split, batch_size=self.config.eval_batch_size
             )

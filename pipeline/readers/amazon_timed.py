@@ -13,6 +13,7 @@ split goes by time.
 import json
 import pathlib
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -237,7 +238,7 @@ def _abxi(path: pathlib.Path, names: tuple[str, str], bad: list[str]) -> pa.Tabl
     return pa.table({n: list(c) for n, c in zip(COLUMNS, columns, strict=True)})
 
 
-def _json(path: pathlib.Path, name: str) -> dict[str, object]:
+def _json(path: pathlib.Path, name: str) -> dict[str, Any]:
     short = path.name.split("_")[0]
     file = base.need_file(path.parent, "amazon_timed", name, f"{short}_{name}")
     try:

@@ -107,7 +107,8 @@ def published_position(users: np.ndarray, movies: np.ndarray) -> np.ndarray:
       users: User ids, int64 [B], in the order of ratings.dat.
       movies: Movie ids, int64 [B].
 
-    >>> published_position(np.array([1, 1, 2, 3, 3]), np.array([9, 4, 4, 7, 9])).tolist()
+    >>> users, movies = np.array([1, 1, 2, 3, 3]), np.array([9, 4, 4, 7, 9])
+    >>> published_position(users, movies).tolist()
     [0, 1, 4, 3, 2]
     """
     movie_rank = _rank_by_first(movies)

@@ -84,14 +84,15 @@ class Fake(Method):
     def scalars(self):
         return {"event_count": float(self.event_count)}
 
-    def loss(self, batches):
-        loss, metrics = super().loss(batches)
-        if self.config.nan_from_step:
-            step = self.optimizers["dense"].iterations
-            poison = tf.where(step + 1 >= self.config.nan_from_step, float("nan"), 0.0)
-            loss += poison
-            metrics = {"loss": loss}
-        return loss, metrics
+    def stacked_logits(self, batch, *, training):
+        """Gives NaN for task1 in domain d1 from a step on."""
+        logits = super().stacked_logits(batch, training=training)
+        if not self.config.nan_from_step:
+            return logits
+        bad = self.optimizers["dense"].iterations + 1 >= self.config.nan_from_step
+        in_d1 = tf.cast(batch.domain == 1, tf.float32)[:, tf.newaxis]
+        poison = tf.where(bad & (in_d1 > 0), float("nan"), 0.0)
+        return logits + tf.concat([tf.zeros_like(poison), poison], axis=1)
 
     def _event(self):
         self.event_count.assign_add(1)

@@ -1,0 +1,249 @@
+"""The preprocessing job: raw logs -> a prepared data set.
+
+read -> join -> check -> domains -> histories -> splits -> fit -> encode -> global
+shuffle -> record files.  `build` is the pipeline, `run` is the launcher around it:
+it publishes the folder once everything in it is complete.
+"""
+
+import json
+import pathlib
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from features.dataset import Dataset, DatasetInfo
+from features.spec import SPLITS, DatasetSpec
+from pipeline import progress
+from pipeline.errors import JobError
+from pipeline.options import PreprocessOptions
+from pipeline.publish import Staging
+from pipeline.transforms import (
+    combine,
+    fit,
+    group,
+    place,
+    read,
+    record_batches,
+    samples,
+    shuffle,
+    write,
+)
+
+SUMMARY_FILE = ".summary.pickle"
+REJECTED_FILE = "rejected/rows.jsonl"
+
+
+def build(
+    pipeline: beam.Pipeline, options: PreprocessOptions, folder: pathlib.Path
+) -> None:
+    """Adds the whole job to a pipeline; it writes below `folder`."""
+    spec = options.spec
+    record_batches.register_coder()
+    raw = pipeline | "Read rows" >> read.ReadRows(spec, options.raw_dir)
+    assign = place.AssignDomains(spec)
+    placed = raw[read.ROWS] | "Place in domains" >> assign
+    rows, duplicates = placed[place.ROWS], None
+    if group.is_needed(spec):
+        grouped = rows | "Group users" >> group.GroupUsers(spec, options.user_buckets)
+        rows, duplicates = grouped[group.ROWS], grouped[group.DUPLICATES]
+    split = rows | "Place in splits" >> place.AssignSplits(spec)
+    rejected = (
+        raw[read.REJECTED],
+        placed[place.REJECTED],
+        split[place.REJECTED],
+    ) | "All rejected rows" >> beam.Flatten()
+    counts = _count_rows(pipeline, raw[read.READ], rejected)
+    rows = split[place.ROWS]
+    fitted = beam.pvalue.AsSingleton(
+        rows
+        | "Fit"
+        >> fit.FitFeatures(
+            spec,
+            domains=assign.domains,
+            counts=counts,
+            previous_data_dir=options.previous_data_dir,
+        )
+    )
+    plan = beam.pvalue.AsSingleton(
+        split[place.SPLIT_ROWS]
+        | "Add up split rows"
+        >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
+        | "Plan files" >> beam.Map(shuffle.ShardPlan.from_rows, options.rows_per_file)
+    )
+    encoded = rows | "Encode" >> write.EncodeAndShuffle(
+        options, fitted=fitted, plan=plan
+    )
+    files = encoded[write.ROWS] | "Write" >> write.WriteFiles(options, folder)
+    unknown = encoded[write.UNKNOWN] | "Add up unknown ids" >> beam.CombineGlobally(
+        combine.MergePartials(combine.add_counts, {})
+    )
+    _ = rows | "Samples" >> samples.WriteSamples(folder, options.seed)
+    _ = (
+        rejected
+        | "Key rejected rows" >> beam.Map(_keyed)
+        | "Gather rejected rows" >> beam.GroupByKey()
+        | "Write rejected rows" >> beam.Map(_write_rejected, folder)
+    )
+    dropped = _sum(pipeline, duplicates)
+    _ = (
+        pipeline
+        | "Begin summary" >> beam.Create([None], reshuffle=False)
+        | "Write summary"
+        >> beam.Map(
+            _write_summary,
+            folder,
+            fitted=fitted,
+            files=beam.pvalue.AsList(files),
+            unknown=beam.pvalue.AsSingleton(unknown),
+            counts=counts,
+            duplicates=dropped,
+        )
+    )
+
+
+def run(options: PreprocessOptions) -> Dataset:
+    """Runs the job and publishes the data set.
+
+    Raises:
+      JobError: For a target that exists, bad input, or too many rejected rows.
+      Exception: What the runner raised; `pipeline.errors.root_cause` shortens it.
+    """
+    with Staging(options.data_dir, overwrite=options.overwrite) as staging:
+        beam_options = PipelineOptions(list(options.beam_args))
+        with progress.ProgressBars(options.show_progress):
+            with beam.Pipeline(options=beam_options) as pipeline:
+                build(pipeline, options, staging.path)
+        summary_path = staging.path / SUMMARY_FILE
+        summary = pickle.loads(summary_path.read_bytes())
+        summary_path.unlink()
+        info = _info(options, summary)
+        info.save(staging.path)
+        if options.statistics:
+            from pipeline import validation
+
+            report = validation.validate(
+                staging.path,
+                options.spec,
+                schema_path=options.schema_path,
+                previous_data_dir=options.previous_data_dir,
+                sample_rate=options.statistics_sample_rate,
+            )
+            if options.fail_on_anomalies and report.has_errors:
+                raise JobError(
+                    "statistics must have no anomalies (--fail_on_anomalies); got:\n"
+                    + report.to_text()
+                )
+        staging.publish()
+    return Dataset.open(options.data_dir)
+
+
+def _info(options: PreprocessOptions, summary: Mapping[str, Any]) -> DatasetInfo:
+    fitted, spec = summary["fitted"], options.spec
+    files: dict[str, list[str]] = {split: [] for split in SPLITS}
+    counts: dict[str, dict[str, dict[str, Any]]] = {
+        split: {name: _no_rows(spec) for name in fitted.domains} for split in SPLITS
+    }
+    for name, split, by_domain in sorted(summary["files"]):
+        files[split].append(name)
+        for index, row in enumerate(by_domain):
+            cell = counts[split][fitted.domains[index]]
+            cell["rows"] += row[0]
+            for t, task in enumerate(spec.task_names):
+                cell["labelled"][task] += row[1 + 2 * t]
+                cell["positives"][task] += row[2 + 2 * t]
+    unknown: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    for (split, feature), count in sorted(summary["unknown"].items()):
+        unknown[split][feature] = count
+    rejected = dict(sorted(summary["counts"].rejected.items()))
+    if summary["duplicates"]:
+        rejected["duplicate of another row"] = summary["duplicates"]
+    return DatasetInfo(
+        spec=spec,
+        fitted=fitted,
+        counts=counts,
+        unknown=unknown,
+        rejected=rejected,
+        seed=options.seed,
+        record_format=options.record_format,
+        block_rows=options.block_rows if options.record_format == "block" else 1,
+        compression=options.compression,
+        files={split: tuple(names) for split, names in files.items()},
+    )
+
+
+def _no_rows(spec: DatasetSpec) -> dict[str, Any]:
+    return {
+        "rows": 0,
+        "labelled": dict.fromkeys(spec.task_names, 0),
+        "positives": dict.fromkeys(spec.task_names, 0),
+    }
+
+
+def _count_rows(
+    pipeline: beam.Pipeline, read_rows: beam.PCollection, rejected: beam.PCollection
+) -> beam.pvalue.AsSingleton:
+    reasons = (
+        rejected
+        | "Count reasons" >> beam.Map(_reasons)
+        | "Add up reasons"
+        >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
+    )
+    total = read_rows | "Add up rows read" >> beam.CombineGlobally(sum)
+    return beam.pvalue.AsSingleton(
+        pipeline
+        | "Begin counts" >> beam.Create([None], reshuffle=False)
+        | "Join counts"
+        >> beam.Map(
+            _row_counts,
+            beam.pvalue.AsSingleton(total),
+            beam.pvalue.AsSingleton(reasons),
+        )
+    )
+
+
+def _sum(
+    pipeline: beam.Pipeline, numbers: beam.PCollection | None
+) -> beam.pvalue.AsSingleton | int:
+    del pipeline
+    if numbers is None:
+        return 0
+    return beam.pvalue.AsSingleton(
+        numbers | "Add up duplicates" >> beam.CombineGlobally(sum)
+    )
+
+
+def _row_counts(_: None, total: int, reasons: dict[str, int]) -> fit.RowCounts:
+    return fit.RowCounts(int(total), reasons)
+
+
+def _reasons(batch: pa.RecordBatch) -> dict[str, int]:
+    reasons = batch.column(0).value_counts().to_pylist()
+    return {item["values"]: item["counts"] for item in reasons}
+
+
+def _keyed(batch: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
+    return 0, batch
+
+
+def _write_rejected(
+    keyed: tuple[int, Iterable[pa.RecordBatch]], folder: pathlib.Path
+) -> str:
+    """Writes every rejected row; sorted, so that the file is the same every time."""
+    lines = sorted(
+        json.dumps(row, sort_keys=True)
+        for batch in keyed[1]
+        for row in batch.to_pylist()
+    )
+    with write.replacing(folder / REJECTED_FILE) as path:
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+    return REJECTED_FILE
+
+
+def _write_summary(_: None, folder: pathlib.Path, **parts: Any) -> str:
+    with write.replacing(folder / SUMMARY_FILE) as path:
+        path.write_bytes(pickle.dumps(parts))
+    return SUMMARY_FILE

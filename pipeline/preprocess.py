@@ -1,0 +1,162 @@
+"""Raw logs -> a prepared data set, as a Beam job.
+
+Flags that are not listed here are Beam's own pipeline options.
+"""
+
+import argparse
+import logging
+import pathlib
+import resource
+import sys
+import time
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from features.config import ConfigError
+from features.dataset import Dataset
+from features.registry import dataset_spec
+from pipeline.errors import root_cause
+from pipeline.jobs import preprocess
+from pipeline.options import PreprocessOptions
+
+EPILOG = """examples:
+  python -m pipeline.preprocess --dataset synthetic --raw_dir raw --data_dir data/synthetic
+  python -m pipeline.preprocess --dataset movielens_1m --raw_dir raw/ml-1m \\
+      --data_dir data/ml1m --no-statistics \\
+      --direct_running_mode=multi_processing --direct_num_workers=2
+  python -m pipeline.preprocess --dataset my_spec.yaml --raw_dir raw --data_dir out \\
+      --set split.seed=3
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the job's own flags."""
+    result = argparse.ArgumentParser(
+        prog="python -m pipeline.preprocess",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument("--dataset", required=True, help="a name, or a spec in YAML")
+    result.add_argument("--raw_dir", required=True, help="folder of the raw files")
+    result.add_argument("--data_dir", required=True, help="folder to write")
+    result.add_argument(
+        "--set", action="append", default=[], help="a.b=value in the spec; repeatable"
+    )
+    result.add_argument("--seed", type=int, default=0, help="of the global shuffle")
+    result.add_argument("--record_format", choices=("block", "row"), default="block")
+    result.add_argument("--block_rows", type=int, default=4096)
+    result.add_argument("--rows_per_file", type=int, default=131_072)
+    result.add_argument("--compression", choices=("", "GZIP"), default="")
+    result.add_argument(
+        "--statistics", action=argparse.BooleanOptionalAction, default=True
+    )
+    result.add_argument("--statistics_sample_rate", type=float, default=1.0)
+    result.add_argument("--fail_on_anomalies", action="store_true")
+    result.add_argument("--schema", help="a curated schema.pbtxt")
+    result.add_argument("--previous_data_dir", help="continue its vocabularies")
+    result.add_argument("--overwrite", action="store_true")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    args, beam_args = parser().parse_known_args(argv)
+    logging.getLogger().setLevel(logging.WARNING)
+    start = time.monotonic()
+    try:
+        _check_beam_args(beam_args)
+        options = PreprocessOptions.parse(
+            {
+                "spec": dataset_spec(args.dataset, args.set),
+                "raw_dir": args.raw_dir,
+                "data_dir": args.data_dir,
+                "seed": args.seed,
+                "record_format": args.record_format,
+                "block_rows": args.block_rows,
+                "rows_per_file": args.rows_per_file,
+                "compression": args.compression,
+                "statistics": args.statistics,
+                "statistics_sample_rate": args.statistics_sample_rate,
+                "fail_on_anomalies": args.fail_on_anomalies,
+                "schema_path": args.schema,
+                "previous_data_dir": args.previous_data_dir,
+                "overwrite": args.overwrite,
+                "show_progress": True,
+                "beam_args": tuple(beam_args),
+            }
+        )
+        if not pathlib.Path(args.raw_dir).is_dir():
+            raise ConfigError(f"raw_dir must be a folder; got {args.raw_dir!r}.")
+        dataset = preprocess.run(options)
+    except Exception as error:  # noqa: BLE001 - runners raise anything; shown, not kept
+        print(f"preprocess failed: {root_cause(error)}", file=sys.stderr)
+        return 1
+    print(summary(dataset, time.monotonic() - start))
+    return 0
+
+
+def _check_beam_args(beam_args: list[str]) -> None:
+    """Refuses flags that neither this job nor Beam knows: a slip must not vanish."""
+    beam_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for cls in PipelineOptions.__subclasses__():
+        cls._add_argparse_args(_Unique(beam_parser))
+    unknown = [
+        a for a in beam_parser.parse_known_args(beam_args)[1] if a.startswith("--")
+    ]
+    if unknown:
+        raise ConfigError(
+            f"flags must be of this job or of Beam; got {' '.join(unknown)}. See --help."
+        )
+
+
+class _Unique:
+    """Takes each of Beam's flags once: two of its option classes may share one."""
+
+    def __init__(self, wrapped: argparse.ArgumentParser) -> None:
+        self._wrapped = wrapped
+
+    def add_argument(self, *names: str, **settings: object) -> object:
+        known = self._wrapped._option_string_actions
+        new = [n for n in names if n not in known]
+        return self._wrapped.add_argument(*new, **settings) if new else None
+
+    def add_value_provider_argument(self, *names: str, **settings: object) -> object:
+        return self.add_argument(*names, **settings)
+
+    def add_mutually_exclusive_group(self, **_: object) -> "_Unique":
+        return self
+
+
+def summary(dataset: Dataset, secs: float) -> str:
+    """Returns rows, positives and rejected rows in a table, time and memory."""
+    info = dataset.info
+    tasks = info.spec.task_names
+    head = f"{'split':12}{'domain':20}{'rows':>12}"
+    lines = [head + "".join(f"{t[:12] + ' %':>15}" for t in tasks)]
+    total = 0
+    for split, domains in info.counts.items():
+        for domain, cell in domains.items():
+            total += cell["rows"]
+            shares = "".join(
+                f"{100 * cell['positives'][t] / max(cell['labelled'][t], 1):15.2f}"
+                for t in tasks
+            )
+            lines.append(f"{split:12}{domain:20}{cell['rows']:12,}{shares}")
+    for reason, count in info.rejected.items():
+        lines.append(f"rejected: {count:,} x {reason}")
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    lines.append(
+        f"{total:,} rows in {secs:.1f} s ({total / secs:,.0f} rows/s with start-up), "
+        f"largest process {peak / 2**20:.2f} GiB"
+    )
+    lines.append(f"data set: {dataset.data_dir} (fingerprint {info.fingerprint})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
