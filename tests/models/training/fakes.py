@@ -1,7 +1,9 @@
 """Small methods for the tests of the trainer; registered by `register`."""
 
+import json
 import os
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -82,7 +84,7 @@ class Fake(Method):
         return {"event_count": self.event_count, "event_sum": self.event_sum}
 
     def scalars(self):
-        return {"event_count": float(self.event_count)}
+        return {"event_count": float(self.event_count.numpy())}
 
     def stacked_logits(self, batch, *, training):
         """Gives NaN for task1 in domain d1 from a step on."""
@@ -96,8 +98,8 @@ class Fake(Method):
 
     def _event(self):
         self.event_count.assign_add(1)
-        self.seen.append(int(self.optimizers["dense"].iterations))
-        return {"count": float(self.event_count)}
+        self.seen.append(int(self.optimizers["dense"].iterations.numpy()))
+        return {"count": float(self.event_count.numpy())}
 
     def _with_batch(self, batches):
         self.event_sum.assign_add(tf.reduce_sum(batches[MAIN].features["price"]))
@@ -128,10 +130,25 @@ def config(data_dir, **changes):
 
 
 def weights(workdir):
-    """All values in a run's last checkpoint, by name."""
+    """Numbers in a run's last checkpoint, by name."""
+    return {k: v for k, v in _values(workdir).items() if isinstance(v, np.ndarray)}
+
+
+def state(workdir):
+    """The RunState in a run's last checkpoint, timings left out."""
+    (text,) = [v for k, v in _values(workdir).items() if k.startswith("state/")]
+    timed = ("secs", "timed_secs", "timed_rows")
+    return {k: v for k, v in json.loads(text).items() if k not in timed}
+
+
+def _values(workdir):
     reader = tf.train.load_checkpoint(os.path.join(workdir, "checkpoints"))
+    names = reader.get_variable_to_shape_map()
+    skipped = ("save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH")
+    values = {
+        name: reader.get_tensor(name) for name in names if not name.startswith(skipped)
+    }
     return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if "save_counter" not in name
+        k: np.asarray(v) if np.ndim(v) or not isinstance(v, bytes) else v
+        for k, v in values.items()
     }
