@@ -1,0 +1,150 @@
+"""The HTML report: one self-contained file, plots as inline SVG."""
+
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from features.dataset import Dataset
+from models.comparison import table
+from models.metrics.auc import calibration_bins
+from models.training.evaluate import Scores
+from models.training.history import read_history
+from models.training.result import Result
+
+TEMPLATE = pathlib.Path(__file__).parent.parent / "templates" / "report.html.j2"
+matplotlib.rcParams["svg.hashsalt"] = "isthmus"  # the same report, the same bytes
+
+
+def write_report(
+    path: str | pathlib.Path,
+    summary: Mapping[str, Any],
+    results: Mapping[str, Sequence[Result]],
+    dataset: Dataset,
+) -> None:
+    """Writes the report of a comparison."""
+    main = results.get(summary["main"]) or next(iter(results.values()))
+    scores = Scores.load(main[0].scores_paths["test"])
+    plots = {
+        "Rows by domain": _rows(dataset),
+        "Test AUC by domain and task, spread over seeds": _aucs(summary),
+        "Validation AUC over training": _curves(results),
+        f"Calibration of {summary['main']}, by domain": _calibration(scores),
+        f"Scores of {summary['main']}, by domain": _histograms(scores),
+    }
+    template = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)
+    text = template.render(
+        title=summary["title"],
+        table=table.to_text(summary),
+        dataset=dataset.info,
+        plots={name: _svg(figure) for name, figure in plots.items()},
+    )
+    pathlib.Path(path).write_text(text, "utf-8")
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _figure(width: float = 9, height: float = 3.2) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots()
+
+
+def _rows(dataset: Dataset) -> Figure:
+    figure, axes = _figure()
+    names = list(dataset.info.fitted.domains)
+    below = np.zeros(len(names))
+    for split in dataset.info.counts:
+        rows = np.array([dataset.info.num_rows(split, name) for name in names])
+        axes.bar(names, rows, bottom=below, label=split)
+        below = below + rows
+    axes.set_ylabel("rows")
+    axes.legend()
+    return figure
+
+
+def _aucs(summary: Mapping[str, Any]) -> Figure:
+    figure, axes = _figure()
+    entries = summary["entries"]
+    for index, (label, entry) in enumerate(entries.items()):
+        place, means, spreads = [], [], []
+        for cell_index, cell in enumerate(entry["cells"]):
+            if cell["auc"]["mean"] is not None:
+                place.append(cell_index + 0.8 * index / len(entries))
+                means.append(cell["auc"]["mean"])
+                spreads.append(cell["auc"]["std"] or 0)
+        axes.errorbar(place, means, yerr=spreads, fmt="o", ms=4, label=label)
+    cells = next(iter(entries.values()))["cells"]
+    axes.set_xticks(np.arange(len(cells)) + 0.4)
+    names = [f"{c['domain']}\n{c['task']}" for c in cells]
+    axes.set_xticklabels(names, fontsize=7)
+    axes.set_ylabel("AUC")
+    axes.legend(fontsize=7, ncol=4)
+    return figure
+
+
+def _curves(results: Mapping[str, Sequence[Result]]) -> Figure:
+    figure, axes = _figure()
+    for label, runs in results.items():
+        path = runs[0].workdir / "history.jsonl"
+        if not path.exists():  # a family of runs has a history in each
+            continue
+        points = [
+            (line["epoch"], line["value"])
+            for line in read_history(path)
+            if line.get("value") is not None and "epoch" in line
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation AUC")
+    if axes.lines:
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _probs(scores: Scores) -> np.ndarray:
+    return 1 / (1 + np.exp(-scores.logits.astype(np.float64)))
+
+
+def _calibration(scores: Scores) -> Figure:
+    figure, axes = _figure(4.5, 4)
+    probs = _probs(scores)
+    for index, name in enumerate(scores.domains):
+        chosen = (scores.domain == index) & (scores.label_mask[:, 0] > 0)
+        if chosen.sum() < 10:
+            continue
+        bins = calibration_bins(scores.labels[chosen, 0], probs[chosen, 0])
+        axes.plot(
+            [b.mean_prob for b in bins], [b.mean_label for b in bins], ".-", label=name
+        )
+    axes.plot([0, 1], [0, 1], "k:", lw=1)
+    axes.set_xlabel(f"predicted {scores.tasks[0]}")
+    axes.set_ylabel("observed")
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _histograms(scores: Scores) -> Figure:
+    figure, axes = _figure()
+    probs = _probs(scores)[:, 0]
+    for index, name in enumerate(scores.domains):
+        axes.hist(
+            probs[scores.domain == index],
+            bins=50,
+            range=(0, 1),
+            density=True,
+            histtype="step",
+            label=name,
+        )
+    axes.set_xlabel(f"predicted {scores.tasks[0]}")
+    axes.legend(fontsize=7)
+    return figure
