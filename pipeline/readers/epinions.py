@@ -4,7 +4,9 @@ Takes `ratings.csv` (plain or .gz; columns user_id, product_id, category_id, rat
 helpfulness, time_point) or the publisher's `rating_with_timestamp.mat`.
 """
 
+import io
 import pathlib
+import zlib
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -38,7 +40,7 @@ class EpinionsReader(Reader):
         """See `Reader.shards`."""
         base.check_options("epinions", source.options, {})
         path = base.need_file(raw_dir, "epinions", "ratings.csv", *MAT_FILES)
-        if path.suffix == ".mat":
+        if ".mat" in path.suffixes:
             keep = base.wanted_columns(COLUMNS, columns, (), where=str(path))
             return [Shard(str(path), columns=keep)]
         base.wanted_columns(
@@ -48,7 +50,7 @@ class EpinionsReader(Reader):
 
     def read(self, shard: Shard) -> Iterator[ReadResult]:
         """See `Reader.read`."""
-        if shard.path.endswith(".mat"):
+        if ".mat" in pathlib.Path(shard.path).suffixes:
             table = _mat(shard.path)
             return base.slices(table.select(list(shard.columns or COLUMNS)))
         return files.read_shard(shard)
@@ -65,8 +67,14 @@ class EpinionsReader(Reader):
 
 def _mat(path: str) -> pa.Table:
     try:
-        content = scipy.io.loadmat(path)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        content = scipy.io.loadmat(io.BytesIO(base.file_bytes(path)))
+    except (
+        scipy.io.matlab.MatReadError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        zlib.error,
+    ) as error:
         raise ReadError(f"{path} must be a whole MATLAB file: {error}.") from error
     found = [
         value

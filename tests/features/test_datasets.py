@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from features import layout, spec as spec_lib
+from features import layout
+from features import spec as spec_lib
 from features.config import ConfigError
 from features.registry import DATASETS, dataset_spec
 from features.schema import encoded_columns

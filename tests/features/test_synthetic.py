@@ -138,13 +138,21 @@ def test_conflict_can_be_left_out_and_groups_are_recorded(tmp_path):
 
 
 def test_drift_moves_click_rates_of_categories_from_day_to_day():
-    def spread(drift):
-        config = SyntheticConfig(**SMALL, drift=drift, taste=0, quality=0, seed=3)
+    def largest_move(drift):
+        config = SyntheticConfig(**SMALL, drift=drift, taste=0, quality=0)
         world = World(config)
-        early, late = (world.chunk(i)[1]["click"].to_numpy() for i in (0, 1))
-        return abs(np.std(early) - np.std(late)) + np.std(early)
+        category = dict(world.items().select([0, 1]).to_pandas().to_numpy().tolist())
+        rates = []
+        for index in (0, 2):  # the first four days, the last two
+            events, truth, _ = world.chunk(index)
+            rows = truth.to_pandas().assign(
+                category=[category.get(i) for i in events["item_id"].to_pylist()]
+            )
+            rates.append(rows.groupby("category")["click"].mean())
+        return (rates[0] - rates[1]).abs().max()
 
-    assert spread(2.0) > spread(0.0) + 0.1
+    assert largest_move(0.0) < 0.05
+    assert largest_move(2.0) > 0.12
 
 
 def test_json_lines_hold_the_rows_of_parquet_with_broken_lines(tmp_path):
