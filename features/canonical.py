@@ -230,7 +230,8 @@ class _Rows:
         missing = np.isnan(values)
         bad = self._bad_label.get(task.column, np.zeros(len(values), bool))
         if task.compare is not None:
-            labels = _COMPARE[task.compare](values, task.value).astype(np.int8)
+            compare: Any = _COMPARE[task.compare]
+            labels = compare(values, task.value).astype(np.int8)
         else:
             labels = (values == 1).astype(np.int8)
             wrong = ~missing & (values != 0) & (values != 1)
