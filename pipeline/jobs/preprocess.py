@@ -13,7 +13,8 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from features.dataset import Dataset, DatasetInfo
 from features.spec import SPLITS, DatasetSpec
@@ -115,7 +116,7 @@ def run(options: PreprocessOptions) -> Dataset:
     with Staging(options.data_dir, overwrite=options.overwrite) as staging:
         beam_options = PipelineOptions(list(options.beam_args))
         with progress.ProgressBars(options.show_progress):
-            with beam.Pipeline(options=beam_options) as pipeline:
+            with beam.Pipeline(local_runner(beam_options), beam_options) as pipeline:
                 build(pipeline, options, staging.path)
         summary_path = staging.path / SUMMARY_FILE
         summary = pickle.loads(summary_path.read_bytes())
@@ -139,6 +140,16 @@ def run(options: PreprocessOptions) -> Dataset:
                 )
         staging.publish()
     return Dataset.open(options.data_dir)
+
+
+def local_runner(options: PipelineOptions) -> FnApiRunner | None:
+    """Returns the in-process runner, or None where the flags name another.
+
+    Beam's own DirectRunner first tries to fetch and start a server written in Go;
+    this is the runner that it falls back to.
+    """
+    named = options.view_as(StandardOptions).runner
+    return FnApiRunner() if named in (None, "DirectRunner") else None
 
 
 def _info(options: PreprocessOptions, summary: Mapping[str, Any]) -> DatasetInfo:

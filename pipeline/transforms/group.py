@@ -1,6 +1,7 @@
 """Rows grouped by user: duplicates, histories and the per-user split need this."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -39,7 +40,7 @@ class GroupUsers(beam.PTransform):
         super().__init__()
         self.spec, self.num_buckets = spec, num_buckets
 
-    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> dict:
+    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> Any:
         """Adds the steps."""
         return (
             rows
@@ -66,9 +67,7 @@ class _AddHistories(beam.DoFn):
     def __init__(self, spec: DatasetSpec) -> None:
         self._spec = spec
 
-    def process(
-        self, keyed: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[beam.pvalue.TaggedOutput]:
+    def process(self, keyed: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
         batch = record_batches.concat(keyed[1])
         rows = batch.num_rows
         batch = record_batches.take(batch, user_order(self._spec, batch))

@@ -29,7 +29,7 @@ class AssignDomains(beam.PTransform):
         self.spec = spec
         self.domains: Any = None
 
-    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> dict:
+    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> Any:
         """Adds the steps."""
         if _domains_need_counts(self.spec):
             counts = (
@@ -58,7 +58,7 @@ class AssignSplits(beam.PTransform):
         super().__init__()
         self.spec = spec
 
-    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> dict:
+    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> Any:
         """Adds the steps."""
         if _splits_need_counts(self.spec):
             counts = (
@@ -149,7 +149,9 @@ class _AssignSplits(beam.DoFn):
             return
         counts: dict[tuple[int, int], int] = {}
         for number, piece in record_batches.split_by(good, split[split >= 0]):
-            days, rows = np.unique(partition_days(self._spec, piece), return_counts=True)
+            days, rows = np.unique(
+                partition_days(self._spec, piece), return_counts=True
+            )
             for day, count in zip(days.tolist(), rows.tolist(), strict=True):
                 counts[number, day] = count
             yield beam.pvalue.TaggedOutput(ROWS, (number, piece))
@@ -157,7 +159,7 @@ class _AssignSplits(beam.DoFn):
 
 
 def partition_days(spec: DatasetSpec, batch: pa.RecordBatch) -> np.ndarray:
-    """Returns the day whose folder each row goes to, 0 without partitions, int64 [B]."""
+    """Returns the day whose folder a row goes to, 0 without partitions; int64 [B]."""
     if not spec.partition_by_day:
         return np.zeros(batch.num_rows, np.int64)
     return record_batches.integers(batch, "day").astype(np.int64)
@@ -169,8 +171,8 @@ def reject(
     """Returns the good rows, and the bad ones as `reason` and `row` (None if none)."""
     if not is_bad.any():
         return batch, None
-    reasons = np.where(is_bad, 0, -1)
-    rejected = canonical.rejected_rows(batch, reasons, [reason])
+    rows = np.flatnonzero(is_bad)
+    rejected = canonical.rejected_rows(batch, rows, [reason] * len(rows))
     return batch.filter(pa.array(~is_bad)), rejected
 
 
