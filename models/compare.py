@@ -1,4 +1,4 @@
-"""Several methods, several seeds, one data set: one table, JSON and an HTML report."""
+"""Several methods and seeds on one data set: one table, JSON, an HTML report."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from models.comparison import report, runner, table
 from models.comparison.experiment import Experiment, load_experiment
 
 EPILOG = """examples:
-  python -m models.compare --experiment demo --data_dir data/synthetic --workdir runs/demo
+  python -m models.compare --experiment demo --data_dir data --workdir runs/demo
   python -m models.compare --experiment my.yaml --data_dir data/x --workdir runs/x \\
       --seeds 5 --entries m3oe,mmoe
 """
@@ -26,7 +26,7 @@ def compare(
     labels: tuple[str, ...] = (),
     time_limit_secs: float | None = None,
 ) -> dict:
-    """Runs what is missing; writes comparison.json and report.html; returns the summary.
+    """Runs what is missing, writes JSON and report; returns the summary.
 
     Raises:
       LookupError: For an unknown entry.

@@ -78,7 +78,8 @@ class Method(tf.Module, abc.ABC):
 
     def __init__(self, config: MethodConfig, schema: ModelSchema):
         super().__init__()
-        self.config = config
+        # Any: a method's own Config class, which only the method itself knows.
+        self.config: Any = config
         self.schema = schema
         self.model = self.build_model()
         build(self.model, schema)

@@ -1,6 +1,7 @@
 """What a preprocessing run is told besides the dataset spec."""
 
 import pathlib
+from typing import Literal
 
 import pydantic
 from pydantic import Field
@@ -21,10 +22,10 @@ class PreprocessOptions(Config):
     raw_dir: str = Field(description="folder of the raw files, seen by every worker")
     data_dir: str = Field(description="folder to write, seen by every worker")
     seed: int = Field(0, ge=0, description="of the global shuffle")
-    record_format: str = Field("block", pattern="^(block|row)$")
+    record_format: Literal["block", "row"] = "block"
     block_rows: int = Field(4096, ge=1, description="rows in a block at most")
     rows_per_file: int = Field(131_072, ge=1, description="rows in a file, about")
-    compression: str = Field("", pattern="^(GZIP)?$")
+    compression: Literal["", "GZIP"] = ""
     statistics: bool = True
     statistics_sample_rate: float = Field(1.0, gt=0, le=1)
     fail_on_anomalies: bool = False

@@ -20,7 +20,7 @@ from pipeline.jobs import preprocess
 from pipeline.options import PreprocessOptions
 
 EPILOG = """examples:
-  python -m pipeline.preprocess --dataset synthetic --raw_dir raw --data_dir data/synthetic
+  python -m pipeline.preprocess --dataset synthetic --raw_dir raw --data_dir data
   python -m pipeline.preprocess --dataset movielens_1m --raw_dir raw/ml-1m \\
       --data_dir data/ml1m --no-statistics \\
       --direct_running_mode=multi_processing --direct_num_workers=2
@@ -107,7 +107,8 @@ def _check_beam_args(beam_args: list[str]) -> None:
     ]
     if unknown:
         raise ConfigError(
-            f"flags must be of this job or of Beam; got {' '.join(unknown)}. See --help."
+            f"flags must be of this job or of Beam; got {' '.join(unknown)}. "
+            "See --help."
         )
 
 
@@ -120,7 +121,7 @@ class _Unique:
     def add_argument(self, *names: str, **settings: object) -> object:
         known = self._wrapped._option_string_actions
         new = [n for n in names if n not in known]
-        return self._wrapped.add_argument(*new, **settings) if new else None
+        return self._wrapped.add_argument(*new, **settings) if new else None  # type: ignore[arg-type]
 
     def add_value_provider_argument(self, *names: str, **settings: object) -> object:
         return self.add_argument(*names, **settings)

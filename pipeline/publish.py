@@ -117,7 +117,7 @@ def remove_stale(target: pathlib.Path) -> list[pathlib.Path]:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.rename(aside, target)
-    removed = []
+    removed: list[pathlib.Path] = []
     prefix = f"{target.name}.tmp-{_host()}-"
     if not target.parent.is_dir():
         return removed

@@ -9,12 +9,18 @@ import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
 
-from serving.model_store import BadRequestError, ModelStore, UnknownVersionError
+from serving.model_store import (
+    BadRequestError,
+    LoadedModel,
+    ModelStore,
+    UnknownVersionError,
+)
 from serving.monitoring import Monitoring
 
 _STATES = get_model_status_pb2.ModelVersionStatus.State
@@ -119,15 +125,15 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         except UnknownVersionError as error:
             context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         response = get_model_status_pb2.GetModelStatusResponse()
-        for number, (state, error) in sorted(states.items(), reverse=True):
+        for number, (state, text) in sorted(states.items(), reverse=True):
             status = response.model_version_status.add(
                 version=number, state=_STATES.Value(state)
             )
-            status.status.error_message = error
+            status.status.error_message = text
         return response
 
 
-def _model(store: ModelStore, spec: predict_pb2.PredictRequest) -> object:
+def _model(store: ModelStore, spec: model_pb2.ModelSpec) -> LoadedModel:
     version = spec.version.value if spec.HasField("version") else None
     return store.get(spec.name, version)
 

@@ -95,7 +95,7 @@ class RawEncoder(tf.Module):
             if isinstance(feature, spec_lib.Popularity):
                 of = self._spec.feature(feature.of)
                 if input_name(of) in raw:
-                    ids = self._ids(of.name, raw[input_name(of)])
+                    ids = self._ids(of.name, raw[str(input_name(of))])
                     features[feature.name] = self._popularity(feature.name, ids)
             elif name is not None and name in raw:
                 features[feature.name] = self._encode(feature, raw[name])

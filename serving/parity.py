@@ -13,6 +13,7 @@ from features.dataset import Dataset
 from models.method import Method
 from serving.inputs import raw_inputs
 from serving.samples import raw_arrays, read_samples
+from tfrecords_tools.batch import Batch
 from tfrecords_tools.read import read_stream
 
 TOLERANCE = 1e-5  # of a probability; float32 through another graph
@@ -95,7 +96,7 @@ def training_scores(
     )
 
     @tf.function
-    def probs(batch: tuple) -> tf.Tensor:
+    def probs(batch: Batch) -> tf.Tensor:
         return tf.sigmoid(method.stacked_logits(batch, training=False))
 
     scores: dict[int, np.ndarray] = {}

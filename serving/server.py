@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}",
             required=field.is_required(),
-            type=field.annotation,
+            type=field.annotation,  # type: ignore[arg-type]
             default=None if field.is_required() else field.default,
             help=None if field.is_required() else f"default: {field.default!r}",
         )

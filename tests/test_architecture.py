@@ -1,4 +1,4 @@
-"""The arrows between packages, the registries and the house rules that a tool can see."""
+"""The arrows between packages, and the registries."""
 
 import ast
 import importlib

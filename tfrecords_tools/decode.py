@@ -66,9 +66,7 @@ def parse_columns(
             )
         )
         values = ragged.flat_values
-        result[c.name] = (
-            values if c.length == 1 else tf.reshape(values, [-1, c.length])
-        )
+        result[c.name] = values if c.length == 1 else tf.reshape(values, [-1, c.length])
     with tf.control_dependencies([c for c in checks if c is not None]):
         result = {name: tf.identity(value) for name, value in result.items()}
     result[encode.NUM_ROWS] = num_rows
@@ -146,7 +144,7 @@ def read_table(
 def to_arrow(
     values: dict[str, np.ndarray], columns: Sequence[EncodedColumn]
 ) -> pa.RecordBatch:
-    """Returns arrays [N] or [N, length] as a record batch; {} gives one without rows."""
+    """Returns arrays [N] or [N, length] as a record batch; {} gives no rows."""
     arrays = []
     for c in columns:
         array = pa.array(np.asarray(values.get(c.name, []), c.dtype).ravel())

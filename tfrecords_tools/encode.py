@@ -108,9 +108,7 @@ def check_format(record_format: str, block_rows: int, compression: str) -> None:
         )
 
 
-def _flat_values(
-    name: str, column: pa.Array | pa.ChunkedArray
-) -> tuple[pa.Array, int]:
+def _flat_values(name: str, column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, int]:
     """Returns a column's values one after another, and how many a row has."""
     if isinstance(column, pa.ChunkedArray):
         chunks = column.chunks

@@ -59,7 +59,7 @@ def find_blocks(paths: Sequence[pathlib.Path]) -> Blocks:
 @functools.lru_cache(maxsize=4096)
 def _file_blocks(
     path: pathlib.Path,
-    size: int,  # noqa: ARG001: with mtime_ns it tells versions of a file apart
+    size: int,  # noqa: ARG001 (with mtime_ns it tells versions of a file apart)
     mtime_ns: int,  # noqa: ARG001
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns offsets and row counts, int64 [N] each.
@@ -90,9 +90,7 @@ def shard_blocks(blocks: Blocks, num_workers: int, worker_index: int) -> Blocks:
     return blocks.take(slice(worker_index, None, num_workers))
 
 
-def first_window(
-    rows: np.ndarray, window: int, skip_rows: int
-) -> tuple[int, int]:
+def first_window(rows: np.ndarray, window: int, skip_rows: int) -> tuple[int, int]:
     """Returns the first window of `window` blocks that is not skipped whole.
 
     Args:

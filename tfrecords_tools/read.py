@@ -98,7 +98,7 @@ def read_stream(
         remap_domains=remap_domains,
     )
     if cache is None:
-        cache = decoded_bytes(dataset, chosen) <= CACHE_LIMIT_BYTES
+        cache = decoded_bytes(chosen) <= CACHE_LIMIT_BYTES
     order = _Order(shuffle_seed, epoch, num_workers, worker_index)
     make = _cached_stream if cache else _file_stream
     stream = make(dataset, chosen, order, batch_size, skip_batches, drop_remainder)
@@ -138,15 +138,13 @@ def cached_arrays(
     return tf.nest.map_structure(lambda array: array[:-1], padded)
 
 
-def decoded_bytes(dataset: Dataset, chosen: Selection) -> int:
+def decoded_bytes(chosen: Selection) -> int:
     """Returns about how many bytes the rows of a request take in memory."""
     values = sum(c.length for c in chosen.columns) + 2 * len(chosen.tasks)
     return 4 * values * max(chosen.max_rows, 1)
 
 
-def explain_data_loss(
-    dataset: Dataset, split: str, error: Exception
-) -> Exception:
+def explain_data_loss(dataset: Dataset, split: str, error: Exception) -> Exception:
     """Returns an error that names the damaged file and record behind `error`.
 
     TensorFlow's reader says only that a record is corrupt.  All files of the split
@@ -269,9 +267,7 @@ def _decode(dataset: Dataset, chosen: Selection) -> Batch:
     order = _Order(None, 0, 1, 0)
     windows, _ = _windows(dataset, chosen, order, skip_rows=0)
     parts = list(windows.prefetch(2).as_numpy_iterator())
-    parts.append(
-        tf.nest.map_structure(lambda t: t.numpy(), _padding(chosen, 1))
-    )
+    parts.append(tf.nest.map_structure(lambda t: t.numpy(), _padding(chosen, 1)))
     batch = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
     if len(batch.weight) == 1:
         raise selection_lib.no_rows(dataset, chosen)
@@ -428,16 +424,14 @@ def _chosen_rows(
     rows = None
     if chosen.filters_rows:
         keep = domain >= 0
-        if chosen.days is not None:
+        if chosen.days is not None and day is not None:
             keep &= (day >= chosen.days[0]) & (day <= chosen.days[1])
         rows = tf.where(keep)[:, 0]
     if order.shuffle_seed is None:
         return rows
     seed = order.generator("windows").integers(2**31)
     count = tf.size(domain if rows is None else rows)
-    noise = tf.random.stateless_uniform(
-        [count], [seed, number], None, None, tf.int32
-    )
+    noise = tf.random.stateless_uniform([count], [seed, number], None, None, tf.int32)
     permutation = tf.argsort(noise, stable=True)
     return permutation if rows is None else tf.gather(rows, permutation)
 
@@ -473,9 +467,7 @@ def _padding(chosen: Selection, rows: int) -> Batch:
     for task in chosen.tasks:
         parsed[LABEL_PREFIX + task] -= 1
     batch = _to_batch(chosen, parsed, tf.zeros([rows], tf.int32))
-    return batch._replace(
-        weight=tf.zeros([rows]), valid=tf.zeros([rows], tf.bool)
-    )
+    return batch._replace(weight=tf.zeros([rows]), valid=tf.zeros([rows], tf.bool))
 
 
 def _check_any_row(dataset: Dataset, chosen: Selection) -> None:

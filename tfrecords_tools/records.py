@@ -66,7 +66,7 @@ def read_records(path: str | pathlib.Path, compression: str = "") -> Iterator[Re
                 body = stream.read(length + FOOTER_BYTES)
             except (EOFError, OSError, zlib.error) as error:
                 raise RecordError(
-                    path, number, offset, f"its {compression} stream breaks off: {error}"
+                    path, number, offset, f"its {compression} stream breaks: {error}"
                 ) from error
             if len(body) < length + FOOTER_BYTES:
                 raise RecordError(

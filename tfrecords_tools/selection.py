@@ -84,9 +84,7 @@ def select(
         old = info.fitted.domains.index(name)
         domain_map[old] = new if remap_domains else old
     extra = {*KEY_COLUMNS, "weight"}
-    features = [
-        n for n in known if n not in extra and not n.startswith(LABEL_PREFIX)
-    ]
+    features = [n for n in known if n not in extra and not n.startswith(LABEL_PREFIX)]
     wanted = {*features, *(LABEL_PREFIX + t for t in tasks), *keys, "weight"}
     if days is not None:
         wanted.add("day")

@@ -35,7 +35,7 @@ def summarise(
             ("best_baseline", best),
             ("target_only", experiment.target_only),
         ):
-            if label in results and label != experiment.main:
+            if label is not None and label in results and label != experiment.main:
                 difference = _difference(results[experiment.main], results[label])
                 differences[role] = {"label": label, **difference}
         reference = entries[best]["mean_auc"]["mean"] if best else None

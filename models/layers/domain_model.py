@@ -1,4 +1,4 @@
-"""`DomainModel`: what every model shares: embed the inputs, put logits back in order."""
+"""`DomainModel`: what every model shares: embedding, and the order of rows."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""`FieldEmbeddings`: all inputs of a model, from ids and numbers to one vector a row."""
+"""`FieldEmbeddings`: from ids and numbers of a row to one vector."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +114,7 @@ class FieldEmbeddings(keras.layers.Layer):
 
         The layer must have been built (called once).
         """
-        out = {}
+        out: dict[str, tf.Tensor] = {}
         for group, table in zip(self._groups, self.tables, strict=True):
             if group.singles:
                 rows = self._single_rows(features, group, table)

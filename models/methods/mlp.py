@@ -1,4 +1,4 @@
-"""MLP on all rows; with form `mtl` the single-domain, with `isolated` the per-cell one."""
+"""MLP on all rows; form `mtl` gives the single-domain one, `isolated` one a cell."""
 
 import tensorflow as tf
 from pydantic import Field

@@ -23,7 +23,7 @@ def parse_duration(value: int | str) -> tuple[float, str]:
     text = f"{value} steps" if isinstance(value, int) else str(value)
     found = _PATTERN.match(text)
     unit = (found[2] if found[2].endswith("s") else found[2] + "s") if found else ""
-    if unit not in UNITS or float(found[1]) <= 0:
+    if found is None or unit not in UNITS or float(found[1]) <= 0:
         raise ValueError(
             "must be a positive number of steps, or text such as '200 steps', "
             "'5e6 rows' or '0.5 epochs'"

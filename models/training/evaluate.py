@@ -135,9 +135,9 @@ class Scorer:
             )
             valid = batch.valid.numpy()
             parts.append(tuple(column.numpy()[valid] for column in columns))
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        self._check_counts(dataset, split, columns[2])
-        return ordered(*columns, schema.domains, schema.tasks, split)
+        joined: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        self._check_counts(dataset, split, joined[2])
+        return ordered(*joined, schema.domains, schema.tasks, split)
 
     def _logits(self, batch: Batch) -> tf.Tensor:
         outputs = self._model(batch.features, training=False)

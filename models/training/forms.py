@@ -1,5 +1,6 @@
 """Families of runs: one model per domain, per task, or per cell, shown as one."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -59,9 +60,7 @@ def train_family(config: RunConfig, dataset: Dataset, workdir: pathlib.Path) -> 
         scores = merge(
             config,
             dataset,
-            lambda name, split=split: Scores.load(
-                scores_path(workdir / RUNS_DIR / name, split)
-            ),
+            functools.partial(_load_scores, workdir, split),
         )
         scores.save(scores_path(workdir, split))
         tables[split] = measure.metrics_of(scores).to_json()
@@ -116,3 +115,7 @@ def _merged(
         peak_rss_bytes=max(r.peak_rss_bytes for r in results.values()),
         runs={name: r.to_json() for name, r in results.items()},
     )
+
+
+def _load_scores(workdir: pathlib.Path, split: str, name: str) -> Scores:
+    return Scores.load(scores_path(workdir / RUNS_DIR / name, split))

@@ -76,5 +76,6 @@ def load_method(
             f"{len(result.runs)}. Name one of its folders: {', '.join(result.runs)}."
         )
     method = trainer.make_method(config, dataset)
-    restore_scoring(method, workdir, result.best_step)
+    # A run of one model always has a best step; families were refused above.
+    restore_scoring(method, workdir, int(result.best_step or 0))
     return LoadedRun(method, dataset, config)

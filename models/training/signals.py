@@ -3,7 +3,7 @@
 import signal
 import threading
 import types
-from typing import Self
+from typing import Any, Self
 
 
 class Interrupted(RuntimeError):
@@ -28,7 +28,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

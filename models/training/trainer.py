@@ -126,7 +126,7 @@ class Trainer:
         self._history = history.History(workdir)
         self._profiler = profile.StepProfiler(config.profile, workdir)
         epoch = self._main.steps_per_epoch
-        self.max_steps = min(
+        self.max_steps: Any = min(
             math.ceil(config.max_epochs * epoch - 1e-9), config.max_steps or math.inf
         )
         self.eval_steps = self._steps(config.eval_every)

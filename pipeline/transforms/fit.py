@@ -112,5 +112,7 @@ def _fit(
             f"split must leave rows to train on; got none of {counts.read} rows of "
             f"data set {spec.name} (split.by={spec.split.by}). Check the split rule."
         )
-    previous = Dataset.open(previous_data_dir).info.fitted if previous_data_dir else None
+    previous = (
+        Dataset.open(previous_data_dir).info.fitted if previous_data_dir else None
+    )
     return fit.fit(spec, merged, domains, previous=previous)

@@ -1,4 +1,4 @@
-"""A few canonical raw rows of each split: what exports are checked and warmed up with."""
+"""A few canonical raw rows of each split: exports are checked with them."""
 
 import pathlib
 from collections.abc import Iterable
@@ -8,16 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.spec import SPLITS
 from pipeline.transforms import record_batches
 from pipeline.transforms.write import replacing
-
-from features.spec import SPLITS
 
 SAMPLE_ROWS = 512
 
 
 class WriteSamples(beam.PTransform):
-    """(split index, batch) -> `samples/<split>.parquet`, the first rows of the shuffle."""
+    """(split index, batch) -> `samples/<split>.parquet`: first rows of the shuffle."""
 
     def __init__(self, folder: pathlib.Path, seed: int) -> None:
         super().__init__()

@@ -51,9 +51,7 @@ class ShardPlan:
           days: [B] int64, day or NO_DAY.
           seed: Of the shuffle.
         """
-        keys = record_batches.order_keys(
-            record_batches.integers(batch, "row_id"), seed
-        )
+        keys = record_batches.order_keys(record_batches.integers(batch, "row_id"), seed)
         distinct, codes = np.unique(days, return_inverse=True)
         counts = np.array([self.num_files[split, int(day)] for day in distinct])
         starts = np.cumsum(counts) - counts

@@ -128,8 +128,9 @@ def make_rows(
     history = rng.integers(0, NUM_ITEMS, (rows, HISTORY_LENGTH)) + NUM_RESERVED_IDS
     length = rng.integers(0, HISTORY_LENGTH + 1, rows)
     history[np.arange(HISTORY_LENGTH) >= length[:, None]] = 0
-    user_weight, item_weight = hidden.normal(size=NUM_USERS), hidden.normal(
-        size=NUM_ITEMS
+    user_weight, item_weight = (
+        hidden.normal(size=NUM_USERS),
+        hidden.normal(size=NUM_ITEMS),
     )
     slope = hidden.normal(size=(domains, tasks))
     known = np.where(rng.random(rows) < 0.02, UNKNOWN_ID, user + NUM_RESERVED_IDS)

@@ -1,0 +1,106 @@
+"""A small schema, random batches and small configs that the tests of methods share."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from features.schema import FeatureInfo, ModelSchema
+from models import registry
+from models.method import MAIN
+from tfrecords_tools.batch import Batch
+
+FAST = {
+    "embedding": {"kind": "lazy_adam", "learning_rate": 0.03},
+    "dense": {"learning_rate": 0.01},
+}
+SMALL = {
+    "m3oe": {
+        "star_units": 16,
+        "hidden_units": 12,
+        "expert_units": 8,
+        "tower_units": (8,),
+        "num_shared_experts": 2,
+    },
+    "mlp": {"hidden_units": (16, 8)},
+    "mmoe": {"num_experts": 3, "expert_units": (16, 8), "tower_units": (8,)},
+    "ple": {
+        "num_specific": 1,
+        "num_shared": 2,
+        "levels": ((16,), (8,)),
+        "tower_units": (8,),
+    },
+    "shared_bottom": {"hidden_units": (16, 8), "tower_units": (8,)},
+    "star": {"hidden_units": (16, 8), "auxiliary_units": (8,)},
+}
+
+
+def make_schema(num_domains=3, num_tasks=2):
+    return ModelSchema(
+        (
+            FeatureInfo("user", "user", "id", "user", 90, 4),
+            FeatureInfo("item", "item", "id", "item", 50, 4),
+            FeatureInfo("tags", "item", "ids", "tags", 9, 4, 3),
+            FeatureInfo("history", "sequence", "sequence", "item", 50, 4, 5),
+            FeatureInfo("price", "item", "number"),
+            FeatureInfo("domain_indicator", "domain", "id", "di", num_domains, 4),
+        ),
+        tuple(f"d{i}" for i in range(num_domains)),
+        tuple(f"t{i}" for i in range(num_tasks)),
+    )
+
+
+def make_batch(schema, rows, *, seed=0, domain=None):
+    rng = np.random.default_rng(seed)
+    if domain is None:
+        domain = rng.integers(0, schema.num_domains, rows)
+    features = {"domain": tf.constant(domain, tf.int32, [rows])}
+    for info in schema.features:
+        if info.kind == "number":
+            features[info.name] = tf.constant(rng.normal(size=rows), tf.float32)
+        elif info.kind == "id" and info.role != "domain":
+            values = rng.integers(1, info.num_ids, rows)
+            features[info.name] = tf.constant(values, tf.int32)
+        elif info.kind != "id":
+            values = rng.integers(0, info.num_ids, (rows, info.length))
+            features[info.name] = tf.constant(values, tf.int32)
+    shape = (rows, schema.num_tasks)
+    return Batch(
+        features,
+        tf.constant(rng.integers(0, 2, shape), tf.float32),
+        tf.ones(shape),
+        tf.ones([rows]),
+        tf.ones([rows], tf.bool),
+        {},
+    )
+
+
+def take(batch, index):
+    """Rows `index` of a batch, in that order."""
+    return tf.nest.map_structure(lambda x: tf.gather(x, index), batch)
+
+
+def make_method(name, schema, *, seed=1, **settings):
+    keras.utils.set_random_seed(seed)
+    cls = registry.method_class(name)
+    config = {"optimizer": FAST, "embedding_stddev": 0.1} | SMALL.get(name, {})
+    known = cls.Config.model_fields
+    config = {k: v for k, v in config.items() if k in known} | settings
+    return cls(cls.Config.parse(config), schema)
+
+
+def logits(method, batch, training=False):
+    return method.stacked_logits(batch, training=training).numpy()
+
+
+def gradients(method, batch):
+    """Loss and dense gradients by variable name and position."""
+    variables = method.model.trainable_variables
+    with tf.GradientTape() as tape:
+        loss, _ = method.loss({MAIN: batch})
+    found = tape.gradient(
+        loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    return float(loss), {
+        f"{i}:{v.name}": tf.convert_to_tensor(g).numpy()
+        for i, (v, g) in enumerate(zip(variables, found, strict=True))
+    }
