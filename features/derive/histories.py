@@ -17,7 +17,9 @@ from features.spec import DatasetSpec
 
 
 def add_histories(spec: DatasetSpec, table: pa.Table) -> pa.Table:
-    """Returns the rows with one list<string> column per computed history.
+    """Returns the rows with one list column per computed history.
+
+    The lists hold dictionary-encoded texts, so that long histories stay small.
 
     Args:
       spec: The dataset spec.
@@ -51,6 +53,8 @@ def _history(
     name = canonical_name(spec, spec_lib.raw_column(of), "id")
     items = table.column(name).combine_chunks()
     items = items.chunk(0) if isinstance(items, pa.ChunkedArray) else items
+    # Codes of 4 bytes instead of texts: an item stands in many histories.
+    items = items.dictionary_encode()
     keep = ~items.is_null().to_numpy(zero_copy_only=False)
     if feature.only_positive_of is not None:
         keep &= _integers(table, LABEL_PREFIX + feature.only_positive_of) == 1
@@ -90,7 +94,8 @@ def _after_initial(
     counts = hashing.list_lengths(column)
     offsets = np.cumsum(counts) - counts
     earlier = np.minimum(counts, feature.max_length - lengths)
-    values = pa.concat_arrays([column.flatten(), items])
+    both = [column.flatten(), items.dictionary_decode()]
+    values = pa.concat_arrays(both).dictionary_encode()
     num_earlier = int(counts.sum())
     totals = earlier + lengths
     ends = np.cumsum(totals)

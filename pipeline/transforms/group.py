@@ -47,7 +47,7 @@ class GroupUsers(beam.PTransform):
             | "Key by user bucket" >> beam.ParDo(_KeyByUser(self.num_buckets))
             | "Group by user bucket" >> beam.GroupByKey()
             | "Add histories"
-            >> beam.ParDo(_AddHistories(self.spec)).with_outputs(ROWS, DUPLICATES)
+            >> beam.ParDo(_AddHistories(self.spec)).with_outputs(DUPLICATES, main=ROWS)
         )
 
 
@@ -63,6 +63,7 @@ class _KeyByUser(beam.DoFn):
         yield from record_batches.split_by(batch, buckets.astype(np.uint16))
 
 
+@beam.typehints.with_output_types(pa.RecordBatch)
 class _AddHistories(beam.DoFn):
     def __init__(self, spec: DatasetSpec) -> None:
         self._spec = spec
@@ -76,7 +77,7 @@ class _AddHistories(beam.DoFn):
             yield beam.pvalue.TaggedOutput(DUPLICATES, rows - batch.num_rows)
         table = histories.add_histories(self._spec, pa.Table.from_batches([batch]))
         progress.report("group", rows)
-        yield beam.pvalue.TaggedOutput(ROWS, record_batches.one_batch(table))
+        yield record_batches.one_batch(table)
 
 
 def user_order(spec: DatasetSpec, batch: pa.RecordBatch) -> np.ndarray:

@@ -74,7 +74,7 @@ class AssignSplits(beam.PTransform):
             plan = splits.fit_split_plan(self.spec, None)
         return rows | "Assign splits" >> beam.ParDo(
             _AssignSplits(self.spec), plan
-        ).with_outputs(ROWS, REJECTED, SPLIT_ROWS)
+        ).with_outputs(REJECTED, SPLIT_ROWS, main=ROWS)
 
 
 def _domains_need_counts(spec: DatasetSpec) -> bool:
@@ -119,6 +119,7 @@ def _plan_splits(merged: Any, spec: DatasetSpec) -> Any:
     return splits.fit_split_plan(spec, merged)
 
 
+@beam.typehints.with_output_types(pa.RecordBatch)
 class _AssignDomains(beam.DoFn):
     def __init__(self, spec: DatasetSpec) -> None:
         self._spec = spec
@@ -135,6 +136,7 @@ class _AssignDomains(beam.DoFn):
             )
 
 
+@beam.typehints.with_output_types(tuple[int, pa.RecordBatch])
 class _AssignSplits(beam.DoFn):
     def __init__(self, spec: DatasetSpec) -> None:
         self._spec = spec
@@ -154,7 +156,7 @@ class _AssignSplits(beam.DoFn):
             )
             for day, count in zip(days.tolist(), rows.tolist(), strict=True):
                 counts[number, day] = count
-            yield beam.pvalue.TaggedOutput(ROWS, (number, piece))
+            yield number, piece
         yield beam.pvalue.TaggedOutput(SPLIT_ROWS, counts)
 
 

@@ -53,7 +53,7 @@ class ReadRows(beam.PTransform):
             | "Read and check rows"
             >> beam.ParDo(
                 _ReadShard(self.spec, self.raw_dir), beam.pvalue.AsList(side)
-            ).with_outputs(ROWS, REJECTED, READ)
+            ).with_outputs(REJECTED, READ, main=ROWS)
         )
 
 
@@ -76,6 +76,7 @@ class _ReadTable(beam.DoFn):
         yield name, where.key, log_key, sink.getvalue().to_pybytes()
 
 
+@beam.typehints.with_output_types(pa.RecordBatch)
 class _ReadShard(beam.DoFn):
     def __init__(self, spec: DatasetSpec, raw_dir: str) -> None:
         self._spec, self._raw_dir = spec, raw_dir
@@ -114,4 +115,4 @@ class _ReadShard(beam.DoFn):
         if rejected.num_rows:
             yield beam.pvalue.TaggedOutput(REJECTED, rejected)
         if good.num_rows:
-            yield beam.pvalue.TaggedOutput(ROWS, good)
+            yield good

@@ -103,6 +103,20 @@ def _take(column: pa.Array, rows: pa.Array, order: np.ndarray) -> pa.Array:
     )
 
 
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the batch with texts for dictionary-encoded texts in lists."""
+    arrays = []
+    for column in batch.columns:
+        kind = column.type
+        if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
+            lengths = hashing.list_lengths(column)
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            texts = column.flatten().dictionary_decode()
+            column = pa.ListArray.from_arrays(pa.array(offsets), texts)
+        arrays.append(column)
+    return pa.RecordBatch.from_arrays(arrays, batch.schema.names)
+
+
 def integers(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """Returns a column of integers without nulls as a NumPy array (a view), [B]."""
     column = batch.column(batch.schema.get_field_index(name))

@@ -32,6 +32,7 @@ class WriteSamples(beam.PTransform):
         )
 
 
+@beam.typehints.with_output_types(tuple[int, pa.RecordBatch])
 def _first_keyed(
     row: tuple[int, pa.RecordBatch], seed: int
 ) -> tuple[int, pa.RecordBatch]:
@@ -41,7 +42,7 @@ def _first_keyed(
 def _first(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
     keys = record_batches.order_keys(record_batches.integers(batch, "row_id"), seed)
     order = np.argsort(keys, kind="stable")[:SAMPLE_ROWS]
-    return record_batches.take(batch, order)
+    return record_batches.plain(record_batches.take(batch, order))
 
 
 def _write(
