@@ -120,6 +120,17 @@ def test_jsonl_identifiers_are_not_changed(tmp_path, line, value):
     assert read(Source(path="log.jsonl"), tmp_path)[0][0] == {"a": value}
 
 
+def test_jsonl_finds_each_malformed_line_of_a_large_block(tmp_path):
+    lines = [json.dumps({"a": i, "b": str(i)}) for i in range(3000)]
+    wrong = [0, 1, 777, 1500, 2999]
+    for n in wrong:
+        lines[n] = lines[n][:-3]
+    write(tmp_path / "log.jsonl", "\n".join(lines))
+    rows, bad = read(Source(path="log.jsonl"), tmp_path)
+    assert [int(row.split(":")[1]) - 1 for _, row in bad] == wrong
+    assert [r["a"] for r in rows] == [n for n in range(3000) if n not in wrong]
+
+
 def test_jsonl_invalid_utf8_rejects_its_line_only(tmp_path):
     write(tmp_path / "log.jsonl", b'{"a": "x"}\n{"a": "\xff"}\n')
     rows, bad = read(Source(path="log.jsonl"), tmp_path)
