@@ -98,7 +98,7 @@ def _by_column(spec: DatasetSpec, rows: Mapping[str, int]) -> FittedDomains:
                 f"largest value of column {rule.column!r} has "
                 f"{max(rows.values(), default=0)} rows (data set {spec.name})."
             )
-    names = tuple(_name(rule.column, value) for value in chosen)
+    names = _names(spec, chosen)
     return FittedDomains(names, {v: i for i, v in enumerate(chosen)}, -1)
 
 
@@ -112,7 +112,7 @@ def _top_k(spec: DatasetSpec, rows: Mapping[str, int]) -> FittedDomains:
     chosen = sorted(rows, key=lambda value: (-rows[value], natural_key(value)))[
         : rule.k
     ]
-    names = (*(_name(rule.column, value) for value in chosen), rule.rest)
+    names = _names(spec, chosen, rule.rest)
     return FittedDomains(names, {v: i for i, v in enumerate(chosen)}, rule.k)
 
 
@@ -122,10 +122,22 @@ def natural_key(value: str) -> tuple[int, float, str]:
     >>> sorted(["b", "10", "9"], key=natural_key)
     ['9', '10', 'b']
     """
-    try:
+    # By a pattern: float() also takes "NaN", which has no place in an order.
+    if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", value):
         return (0, float(value), value)
-    except ValueError:
-        return (1, 0.0, value)
+    return (1, 0.0, value)
+
+
+def _names(spec: DatasetSpec, values: list[str], *more: str) -> tuple[str, ...]:
+    names = [*(_name(spec.domain.column, value) for value in values), *more]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"domain names must differ; got {', '.join(twice)} from more than one "
+            f"value of column {spec.domain.column!r} (data set {spec.name}). Name the "
+            "domains with domain.by=value_map."
+        )
+    return tuple(names)
 
 
 def _name(column: str, value: str) -> str:

@@ -169,8 +169,10 @@ def _texts_of(
 ) -> pa.Array:
     table = spec.table_of(name)
     if table in fitted.vocabs:
-        texts = ["", UNKNOWN_TEXT, *fitted.vocabs[table].values]
-        return pa.array(texts, pa.string()).take(pa.array(ids))
+        texts = pa.concat_arrays(
+            [pa.array(["", UNKNOWN_TEXT]), fitted.vocabs[table].array]
+        )
+        return texts.take(pa.array(ids))
     texts = [UNKNOWN_TEXT if i == UNKNOWN_ID else f"#{i}" for i in ids.tolist()]
     return pa.array(texts, pa.string())
 

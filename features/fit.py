@@ -1,35 +1,58 @@
 """Learning vocabularies, numeric parameters and popularity from training rows.
 
 Everything is learnt from *counts of values*: they add up in any order, so the result is
-the same for any number of workers and bundles, to the bit.  Numbers are counted after
-rounding to 12 bits of mantissa (a relative error of at most 2^-13), which bounds
-how many distinct ones there are; means, deviations and quantiles are then computed
-over the sorted values in float64.
+the same for any number of workers and bundles, to the bit.  Up to MAX_DISTINCT numbers
+are counted exactly.  When a feature has more, mantissas are cut to the most bits that
+leave at most so many; cutting twice is cutting once at the coarser place, so this too
+is the same however the rows were bundled.  The grid follows the data: a day's worth of
+epoch seconds keeps its spread.  Means, deviations and quantiles are then computed over
+the sorted values in float64.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features import hashing
 from features import spec as spec_lib
+from features.config import ConfigError
 from features.domains import FittedDomains
 from features.fitted import Fitted, NumericParams
 from features.layout import canonical_name
 from features.spec import NUM_RESERVED_IDS, DatasetSpec
 from features.vocab import Vocab, hash_ids
 
-MANTISSA_BITS = 12
-Counts = tuple[Any, np.ndarray]
+MAX_DISTINCT = 2**16  # numbers counted per feature: bounds a partial at 1 MiB
+FULL_BITS = 52  # of a float64's mantissa; the bits kept go down in steps
+_BITS_STEP = 4
+
+
+class NumberCounts(NamedTuple):
+    """Rows by number.
+
+    Attributes:
+      values: Ascending, float64 [N], mantissas cut to `bits`.
+      counts: Rows of each, int64 [N].
+      bits: Bits of mantissa kept, FULL_BITS = exact.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+    bits: int
+
+
+TextCounts = tuple[pa.StringArray, np.ndarray]
+Counts = TextCounts | NumberCounts
 
 
 def partial_counts(spec: DatasetSpec, batch: pa.RecordBatch) -> dict[str, Counts]:
     """Returns distinct values and their rows, by feature, of a batch of training rows.
 
-    Vocabulary features give (strings, int64 counts), numeric ones (float64, int64).
-    Missing values are not counted.
+    Vocabulary features give (strings, int64 counts), numeric ones `NumberCounts`; a
+    popularity feature reads the counts of its `of`.  Missing values are not counted.
     """
     result: dict[str, Counts] = {}
     for feature in spec.features:
@@ -37,7 +60,10 @@ def partial_counts(spec: DatasetSpec, batch: pa.RecordBatch) -> dict[str, Counts
             result[feature.name] = _text_counts(_texts(spec, feature, batch))
         elif isinstance(feature, spec_lib.Numeric):
             name = canonical_name(spec, spec_lib.raw_column(feature), "number")
-            result[feature.name] = _number_counts(_column(batch, name))
+            numbers = _column(batch, name).to_numpy(zero_copy_only=False)
+            numbers = numbers[~np.isnan(numbers)]
+            ones = np.ones(len(numbers), np.int64)
+            result[feature.name] = _count_numbers(numbers, ones, FULL_BITS)
     for feature in spec.features:
         if isinstance(feature, spec_lib.Popularity) and feature.of not in result:
             of = spec.feature(feature.of)
@@ -52,21 +78,16 @@ def merge(partials: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
     return {n: _merge_one([part[n] for part in parts if n in part]) for n in names}
 
 
-def _merge_one(parts: list[Counts]) -> Counts:
-    if isinstance(parts[0][0], np.ndarray):
-        values, codes = np.unique(
-            np.concatenate([values for values, _ in parts]), return_inverse=True
-        )
-        counts = np.concatenate([counts for _, counts in parts])
-        return values, _add(codes, counts, len(values))
-    texts = pa.concat_arrays([values for values, _ in parts])
+def _merge_one(parts: list[Any]) -> Counts:
+    counts = np.concatenate([part[1] for part in parts])
+    if isinstance(parts[0], NumberCounts):
+        values = np.concatenate([part.values for part in parts])
+        return _count_numbers(values, counts, min(part.bits for part in parts))
+    texts = pa.concat_arrays([part[0] for part in parts])
     uniques, codes = hashing.dictionary_codes(texts)
-    counts = np.concatenate([counts for _, counts in parts])
     totals = _add(codes, counts, len(uniques))
-    order = np.argsort(
-        uniques.to_numpy(zero_copy_only=False).astype(str), kind="stable"
-    )
-    return uniques.take(pa.array(order)), totals[order]
+    order = pc.sort_indices(uniques)
+    return uniques.take(order), totals[order.to_numpy()]
 
 
 def _add(codes: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
@@ -77,7 +98,7 @@ def _add(codes: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
 
 def fit(
     spec: DatasetSpec,
-    merged: Mapping[str, Counts],
+    merged: Mapping[str, Any],
     domains: FittedDomains,
     previous: Fitted | None = None,
 ) -> Fitted:
@@ -87,9 +108,15 @@ def fit(
       spec: The dataset spec.
       merged: Counts over all training rows.
       domains: The domains.
-      previous: Fitted state whose vocabularies are continued: old values keep their
-        ids, new ones are appended, the version goes up.
+      previous: Fitted state that is continued, so that a trained model stays of use:
+        old values keep their ids, new ones are appended, the version goes up;
+        numbers keep their shift, scale and buckets.  Popularity is counted anew.
+
+    Raises:
+      ConfigError: When the domains do not begin with those of `previous`.
     """
+    if previous is not None:
+        _check_domains(domains, previous)
     vocabs = {
         f.name: _fit_vocab(f, merged[f.name], previous)
         for f in spec.features
@@ -98,13 +125,16 @@ def fit(
     numeric, popularity = {}, {}
     for feature in spec.features:
         if isinstance(feature, spec_lib.Numeric):
-            numeric[feature.name] = _fit_number(feature, *merged[feature.name])
+            numbers = merged[feature.name]
+            numeric[feature.name] = _fit_number(feature, numbers[0], numbers[1])
         elif isinstance(feature, spec_lib.Popularity):
             of = spec.feature(feature.of)
             values, counts = merged[feature.of]
-            table = _popularity(of, vocabs, values, counts)
+            ids, table = _popularity(of, vocabs, values, counts)
             popularity[feature.name] = table.astype(np.float32)
-            numeric[feature.name] = _standardised(np.log1p(counts), counts)
+            numeric[feature.name] = _standardised(table[ids], counts)
+    if previous is not None:
+        numeric |= {n: p for n, p in previous.numeric.items() if n in numeric}
     return Fitted(
         domains=domains.names,
         domain_values=dict(domains.values),
@@ -115,7 +145,16 @@ def fit(
     )
 
 
-def _fit_vocab(feature: Any, counts: Counts, previous: Fitted | None) -> Vocab:
+def _check_domains(domains: FittedDomains, previous: Fitted) -> None:
+    if domains.names[: len(previous.domains)] != previous.domains:
+        raise ConfigError(
+            "domains must begin with those of the data set that is continued; got "
+            f"{', '.join(domains.names)} after {', '.join(previous.domains)}. Fix the "
+            "order with domain.values or a value map, or start anew."
+        )
+
+
+def _fit_vocab(feature: Any, counts: Any, previous: Fitted | None) -> Vocab:
     rule = {
         "min_count": feature.encoding.min_count,
         "max_size": feature.encoding.max_size,
@@ -160,7 +199,8 @@ def _quantiles(
 
 def _popularity(
     of: Any, vocabs: Mapping[str, Vocab], values: pa.Array, counts: np.ndarray
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Id of each value, and log(1 + rows) of each id, float64 [num ids]."""
     if of.name in vocabs:
         size, ids = vocabs[of.name].num_ids, vocabs[of.name].lookup(values)
     else:
@@ -168,7 +208,7 @@ def _popularity(
         ids = hash_ids(values, of.encoding.num_buckets)
     totals = _add(ids, counts, size)
     totals[:NUM_RESERVED_IDS] = 0
-    return np.log1p(totals)
+    return ids, np.log1p(totals)
 
 
 def _owns_vocabulary(feature: Any) -> bool:
@@ -188,23 +228,28 @@ def _texts(spec: DatasetSpec, feature: Any, batch: pa.RecordBatch) -> pa.Array:
     return column.flatten() if is_list else column
 
 
-def _text_counts(values: pa.Array) -> Counts:
+def _text_counts(values: pa.Array) -> TextCounts:
     uniques, codes = hashing.dictionary_codes(values)
     return uniques, np.bincount(codes[codes >= 0], minlength=len(uniques)).astype(
         np.int64
     )
 
 
-def _number_counts(values: pa.Array) -> Counts:
-    numbers = values.to_numpy(zero_copy_only=False)
-    numbers = _rounded(numbers[~np.isnan(numbers)])
-    return np.unique(numbers, return_counts=True)
+def _count_numbers(values: np.ndarray, counts: np.ndarray, bits: int) -> NumberCounts:
+    """Adds up equal numbers, cutting mantissas from `bits` down as far as needed."""
+    while True:
+        uniques, codes = np.unique(_cut(values, bits), return_inverse=True)
+        if len(uniques) <= MAX_DISTINCT:
+            return NumberCounts(uniques, _add(codes, counts, len(uniques)), bits)
+        bits -= _BITS_STEP
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    mantissa, exponent = np.frexp(values)
-    scale = 2.0 ** (MANTISSA_BITS + 1)
-    return np.ldexp(np.round(mantissa * scale) / scale, exponent) + 0.0
+def _cut(values: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers with the mantissa's last bits zero: towards 0, so cuts compose."""
+    if bits >= FULL_BITS:
+        return values + 0.0  # -0.0 is 0.0
+    mask = np.int64(-1) << np.int64(FULL_BITS - bits)
+    return (values.view(np.int64) & mask).view(np.float64) + 0.0
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:

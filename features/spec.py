@@ -378,6 +378,13 @@ class DatasetSpec(Config):
             raise ValueError("split.by=per_user_temporal needs keys.time")
         if isinstance(self.split, TemporalSplit) and not self.split_column:
             raise ValueError("split.by=temporal needs split.column or keys.time")
+        if isinstance(self.split, RandomSplit | PublishedOrderSplit):
+            held_out = self.split.validation + self.split.test
+            if held_out >= 1:
+                raise ValueError(
+                    "split.validation + split.test must be below 1, to leave rows to "
+                    f"train on; got {held_out:g}"
+                )
         if self.partition_by_day and self.day_source is None:
             raise ValueError("partition_by_day needs keys.day, or a time in seconds")
         return self

@@ -17,6 +17,7 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 NUM_BINS = 2**16  # of the hash of a row; a stratum is cut at a bin's border
 _BIN_SHIFT = np.uint64(48)
 POOLED = -1  # the stratum of rows that are not stratified
+POSITIONS = -2  # key of published_order's partial: the number of positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,39 +38,50 @@ def split_counts(
 ) -> dict[int, np.ndarray]:
     """Returns what a plan needs to know of a batch; merge with `merge_split_counts`.
 
-    random: rows by stratum and bin of the row hash, int64 [NUM_BINS].
-    published_order: {POOLED: [rows]}.
+    random, stratified: rows by domain and bin of the row hash, int64 [NUM_BINS].
+    published_order: {POSITIONS: [largest position + 1]}.  Else nothing.
     """
-    if not isinstance(spec.split, spec_lib.RandomSplit):
-        return {POOLED: np.array([batch.num_rows], np.int64)}
-    strata = domain if spec.split.stratify else np.full(len(domain), POOLED)
+    if isinstance(spec.split, spec_lib.PublishedOrderSplit) and batch.num_rows:
+        # Not a count of rows: rejected ones leave gaps, and must not move the cuts.
+        positions = _integers(spec, batch, spec.split_column, "time")
+        return {POSITIONS: np.array([positions.max() + 1], np.int64)}
+    if not isinstance(spec.split, spec_lib.RandomSplit) or not spec.split.stratify:
+        return {}
     bins = _bins(spec, batch)
     return {
-        int(s): np.bincount(bins[strata == s], minlength=NUM_BINS).astype(np.int64)
-        for s in np.unique(strata)
+        int(s): np.bincount(bins[domain == s], minlength=NUM_BINS).astype(np.int64)
+        for s in np.unique(domain)
     }
 
 
 def merge_split_counts(
     a: Mapping[int, np.ndarray], b: Mapping[int, np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Returns the sum of two partial counts."""
+    """Returns two partial counts as one: sums, and the larger number of positions."""
     merged = dict(a)
     for key, value in b.items():
-        merged[key] = merged[key] + value if key in merged else value
+        join = np.maximum if key == POSITIONS else np.add
+        merged[key] = join(merged[key], value) if key in merged else value
     return merged
 
 
 def fit_split_plan(
     spec: DatasetSpec, merged: Mapping[int, np.ndarray] | None
 ) -> SplitPlan:
-    """Returns the plan for all rows; `merged` is None for rules that need no counts."""
+    """Returns the plan for all rows; `merged` is None for rules that need no counts.
+
+    Without `stratify` a random split does not look at the rows: fractions hold in
+    expectation, and a row's split never changes when other rows come or go.
+    """
     match spec.split:
+        case spec_lib.RandomSplit(stratify=False):
+            flat = np.ones(NUM_BINS, np.int64)
+            return SplitPlan(bins={POOLED: _cut(spec.split, flat)})
         case spec_lib.RandomSplit():
             counts = merged or {}
             return SplitPlan(bins={s: _cut(spec.split, c) for s, c in counts.items()})
         case spec_lib.PublishedOrderSplit():
-            rows = int(merged[POOLED][0]) if merged else 0
+            rows = int(merged[POSITIONS][0]) if merged else 0
             test = round(rows * (1 - spec.split.test))
             first = round(rows * (1 - spec.split.test - spec.split.validation))
             return SplitPlan(positions=(first, test))
