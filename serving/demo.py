@@ -68,7 +68,8 @@ def _score_one(data: pathlib.Path, version: pathlib.Path, out: pathlib.Path) -> 
     """Scores one raw row with the artefact alone, in a fresh process."""
     dataset = Dataset.open(data)
     table = read_samples(dataset, "test", 1)
-    arrays = raw_arrays(raw_inputs(dataset.info.spec), table)
+    spec = dataset.info.spec
+    arrays = raw_arrays(spec, raw_inputs(spec), table)
     inputs, outputs = out / "request.npz", out / "response.npz"
     plain = {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
     np.savez(inputs, **plain)

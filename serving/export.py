@@ -91,7 +91,7 @@ def export(
         assert_only_serving_variables(folder, method)
         same = parity.check_parity(folder, method, dataset, split=split)
         table = samples.read_samples(dataset, split, max(warmup.BATCH_SIZES))
-        arrays = samples.raw_arrays(module.inputs, table)
+        arrays = samples.raw_arrays(dataset.info.spec, module.inputs, table)
         warmup.write_warmup(folder, base_dir.name, module.inputs, arrays)
         scores = gate.candidate_scores(method, dataset, split)
         previous = base_dir / str(published[-1]) if published else None

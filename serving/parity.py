@@ -62,7 +62,8 @@ def check_parity(
             f"parity.{split}: no sampled row is among the model's encoded rows "
             f"(domains {', '.join(schema.domains)}); cannot check the export."
         )
-    arrays = raw_arrays(raw_inputs(dataset.info.spec), table.take(keep))
+    spec = dataset.info.spec
+    arrays = raw_arrays(spec, raw_inputs(spec), table.take(keep))
     results = _run_artefact(export_dir, arrays)
     wanted = np.stack([expected[int(row_ids[i])] for i in keep])
     differences = []

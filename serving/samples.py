@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.dataset import Dataset, DatasetError
+from features.layout import layout
+from features.spec import DatasetSpec
 from serving.inputs import RawInput
 
 SAMPLES_DIR = "samples"
@@ -31,12 +33,21 @@ def read_samples(dataset: Dataset, split: str, rows: int) -> pa.Table:
     return pq.read_table(path).slice(0, rows)
 
 
-def raw_arrays(inputs: Sequence[RawInput], table: pa.Table) -> dict[str, np.ndarray]:
+def raw_arrays(
+    spec: DatasetSpec, inputs: Sequence[RawInput], table: pa.Table
+) -> dict[str, np.ndarray]:
     """Returns NumPy arrays by input name from canonical raw rows.
 
     Strings are object arrays of str, "" where missing; lists are padded with "".
     """
-    return {item.name: _array(item, table.column(item.name)) for item in inputs}
+    names = layout(spec)
+    return {
+        # A computed history has no raw column: it is named by its feature.
+        item.name: _array(
+            item, table.column(names.get((item.name, item.kind), item.name))
+        )
+        for item in inputs
+    }
 
 
 def _array(item: RawInput, column: pa.ChunkedArray) -> np.ndarray:

@@ -59,7 +59,7 @@ class ServingModule(tf.Module):
     def _predict_function(self) -> Callable:
         specs = {item.name: tensor_spec(item) for item in self.inputs}
 
-        @tf.function(input_signature=[specs])
+        @tf.function(input_signature=[specs], autograph=False)
         def predict(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return self.score(raw)
 
@@ -69,7 +69,10 @@ class ServingModule(tf.Module):
         parse_spec = {item.name: _parse_spec(item) for item in self.inputs}
         kinds = {item.name: item.kind for item in self.inputs}
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+        @tf.function(
+            input_signature=[tf.TensorSpec([None], tf.string, "examples")],
+            autograph=False,
+        )
         def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             raw = tf.io.parse_example(examples, parse_spec)
             raw = {
@@ -93,7 +96,7 @@ class ServingModule(tf.Module):
         }
         one_item = sorted(per_item)[:1]
 
-        @tf.function(input_signature=[specs])
+        @tf.function(input_signature=[specs], autograph=False)
         def predict_candidates(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             shared = {k: v for k, v in raw.items() if k not in per_item}
             items = {k: v for k, v in raw.items() if k in per_item}

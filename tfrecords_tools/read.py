@@ -404,12 +404,12 @@ def _parse_window(
     with tf.control_dependencies([check]):
         domain = tf.gather(chosen.domain_map, old_domain)
     rows = _chosen_rows(chosen, order, number, domain, parsed.get("day"))
+    if trim:
+        rows = tf.range(tf.size(domain)) if rows is None else rows
+        rows = rows[tf.where(number == first, trim, 0) :]
     batch = _to_batch(chosen, parsed, domain)
     if rows is not None:
         batch = tf.nest.map_structure(lambda values: tf.gather(values, rows), batch)
-    if trim:
-        start = tf.where(number == first, trim, 0)
-        batch = tf.nest.map_structure(lambda values: values[start:], batch)
     return batch
 
 

@@ -137,7 +137,7 @@ class Scorer:
             parts.append(tuple(column.numpy()[valid] for column in columns))
         joined: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
         self._check_counts(dataset, split, joined[2])
-        return ordered(*joined, schema.domains, schema.tasks, split)
+        return ordered(*joined, schema.domains, schema.tasks, split)  # type: ignore[call-arg]
 
     def _logits(self, batch: Batch) -> tf.Tensor:
         outputs = self._model(batch.features, training=False)

@@ -31,6 +31,7 @@ from pipeline.transforms import (
     record_batches,
     samples,
     shuffle,
+    statistics,
     write,
 )
 
@@ -83,6 +84,10 @@ def build(
         combine.MergePartials(combine.add_counts, {})
     )
     _ = rows | "Samples" >> samples.WriteSamples(folder, options.seed)
+    if options.statistics:
+        _ = rows | "Statistics" >> statistics.WriteStatistics(
+            folder, options.statistics_sample_rate, options.seed
+        )
     _ = (
         rejected
         | "Key rejected rows" >> beam.Map(_keyed)
@@ -129,9 +134,9 @@ def run(options: PreprocessOptions) -> Dataset:
             report = validation.validate(
                 staging.path,
                 options.spec,
+                info.fitted.domains,
                 schema_path=options.schema_path,
                 previous_data_dir=options.previous_data_dir,
-                sample_rate=options.statistics_sample_rate,
             )
             if options.fail_on_anomalies and report.has_errors:
                 raise JobError(

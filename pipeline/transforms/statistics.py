@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from features import hashing
 from features.spec import SPLITS
 from pipeline.transforms import record_batches
 from pipeline.transforms.write import replacing
@@ -83,7 +84,13 @@ def to_lists(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _listed(column: pa.Array) -> pa.Array:
     if pa.types.is_list(column.type):
-        return column
+        if not pa.types.is_dictionary(column.type.value_type):
+            return column
+        offsets = np.concatenate([[0], np.cumsum(hashing.list_lengths(column))])
+        values = column.flatten().dictionary_decode()
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if pa.types.is_floating(column.type) and column.type != pa.float32():
         column = column.cast(pa.float32())
     missing = column.is_null().to_numpy(zero_copy_only=False)

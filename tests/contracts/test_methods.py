@@ -141,9 +141,7 @@ def test_unknown_batch_size_gives_the_same_logits(name, schema):
     for rows in (1, 300):
         part = data.take(batch, range(rows))
         out = np.stack([v.numpy() for v in call(part.features).values()], axis=1)
-        np.testing.assert_allclose(
-            out, data.logits(method, part), rtol=1e-4, atol=1e-6
-        )
+        np.testing.assert_allclose(out, data.logits(method, part), rtol=1e-4, atol=1e-6)
 
 
 def test_saved_weights_give_equal_logits(name, schema, tmp_path):
@@ -155,9 +153,7 @@ def test_saved_weights_give_equal_logits(name, schema, tmp_path):
     assert not np.allclose(data.logits(other, batch), data.logits(method, batch))
     status = tf.train.Checkpoint(model=other.model).read(path)
     status.assert_consumed()
-    np.testing.assert_array_equal(
-        data.logits(other, batch), data.logits(method, batch)
-    )
+    np.testing.assert_array_equal(data.logits(other, batch), data.logits(method, batch))
 
 
 def test_same_seed_gives_same_numbers(name, schema):
@@ -252,6 +248,4 @@ def test_serving_model_exports_equal_scores(name, schema, tmp_path):
         part = data.take(batch, range(rows))
         out = loaded.signatures["s"](**part.features)
         out = np.stack([out[t].numpy() for t in schema.tasks], axis=1)
-        np.testing.assert_allclose(
-            out, data.logits(method, part), rtol=1e-4, atol=1e-6
-        )
+        np.testing.assert_allclose(out, data.logits(method, part), rtol=1e-4, atol=1e-6)
