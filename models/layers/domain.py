@@ -86,11 +86,120 @@ class DomainDense(keras.layers.Layer):
 
 
 @keras.utils.register_keras_serializable("isthmus")
-class DomainTowers(keras.layers.Layer):
-    """A tower per (domain, task); a row goes through the T towers of its own domain.
+class DomainStack(keras.layers.Layer):
+    """C networks per domain; a row goes through the C of its own domain.
 
-    Each is `hidden_units` blocks of `dropout(act(norm(x W + b)))`, then one linear
-    output.
+    Each is blocks of `dropout(act(norm(x W + b)))`.
+
+    Args:
+      num_domains: D, >= 1.
+      count: C, networks a domain, >= 1.
+      hidden_units: Widths of the blocks; may be empty.
+      norm: `none` or `layer`.
+      activation: Name of a Keras activation.
+      dropout: Share of activations set to 0 in training, 0 <= dropout < 1.
+    """
+
+    def __init__(
+        self,
+        num_domains: int,
+        count: int,
+        hidden_units: Sequence[int] = (),
+        *,
+        norm: str = "none",
+        activation: str = "relu",
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_domains = num_domains
+        self.count = count
+        self.hidden_units = tuple(hidden_units)
+        self.norm = normalise.check_norm("DomainStack", norm, NORMS)
+        self.activation = activation
+        self.dropout = dropout
+        self.drops = [
+            keras.layers.Dropout(dropout) for _ in self.hidden_units if dropout
+        ]
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights."""
+        width = int(input_shape[-1])
+        stack = [self.num_domains, self.count]
+        self.kernels, self.biases, self.gammas, self.betas = [], [], [], []
+        for i, units in enumerate(self.hidden_units):
+            self.kernels.append(
+                self.add_weight(
+                    f"kernel_{i}",
+                    [*stack, width, units],
+                    initializer=Stacked("glorot_uniform"),
+                )
+            )
+            wanted = [(self.biases, "bias", "zeros")]
+            if self.norm == "layer":
+                wanted += [(self.gammas, "gamma", "ones"), (self.betas, "beta", "zeros")]
+            for kept, name, start in wanted:
+                kept.append(
+                    self.add_weight(f"{name}_{i}", [*stack, units], initializer=start)
+                )
+            width = units
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor, rows: DomainRows, training: bool = False) -> tf.Tensor:
+        """Returns [N, C, H].
+
+        Args:
+          x: [N, I], the same input for all, or [N, G, I], each for C / G networks
+            in a row.
+          rows: How the rows are laid out by domain.
+          training: Whether dropout is on.
+        """
+        return rows.section(lambda h: self.inside(h, rows, training), x)
+
+    def inside(self, x: tf.Tensor, rows: DomainRows, training: bool) -> tf.Tensor:
+        """Returns what `call` does, for a caller that is inside a section already."""
+        for i in range(len(self.hidden_units)):
+            x = self._block(i, x, rows)
+            if self.drops:
+                x = self.drops[i](x, training=training)
+        return x
+
+    def _block(self, i: int, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(self.kernels[i])
+        bias = tf.convert_to_tensor(self.biases[i])
+        if self.norm == "layer":
+            kernel, bias = normalise.centre(kernel), normalise.centre(bias)
+        inputs = tf.unstack(x, axis=1) if x.shape.rank == 3 else [x]
+        each = self.count // len(inputs)
+        parts = [
+            rows.matmul(part, _side_by_side(kernel[:, g * each : (g + 1) * each]))
+            for g, part in enumerate(inputs)
+        ]
+        x = parts[0] if len(parts) == 1 else tf.stack(parts, axis=1)
+        x = tf.reshape(x, [-1, self.count, self.hidden_units[i]])
+        x = rows.view(x) + rows.param(bias)
+        if self.norm == "layer":
+            gamma, beta = rows.param(self.gammas[i]), rows.param(self.betas[i])
+            x = normalise.scale_norm(x, gamma, beta, activation=self.activation)
+        else:
+            x = normalise.activate(x, self.activation)
+        return rows.flat(x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config."""
+        return super().get_config() | {
+            "num_domains": self.num_domains,
+            "count": self.count,
+            "hidden_units": self.hidden_units,
+            "norm": self.norm,
+            "activation": self.activation,
+            "dropout": self.dropout,
+        }
+
+
+@keras.utils.register_keras_serializable("isthmus")
+class DomainTowers(keras.layers.Layer):
+    """A tower per (domain, task): a `DomainStack`, then one linear output.
 
     Args:
       num_domains: D, >= 1.
@@ -116,36 +225,27 @@ class DomainTowers(keras.layers.Layer):
         self.num_domains = num_domains
         self.num_tasks = num_tasks
         self.hidden_units = tuple(hidden_units)
-        self.norm = normalise.check_norm("DomainTowers", norm, NORMS)
+        self.norm = norm
         self.activation = activation
         self.dropout = dropout
-        self.drops = [
-            keras.layers.Dropout(dropout) for _ in self.hidden_units if dropout
-        ]
+        self.hidden = DomainStack(
+            num_domains,
+            num_tasks,
+            hidden_units,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+        )
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
-        width = int(input_shape[-1])
+        self.hidden.build(input_shape)
         heads = [self.num_domains, self.num_tasks]
-        self.kernels, self.biases, self.gammas, self.betas = [], [], [], []
-        for i, units in enumerate((*self.hidden_units, 1)):
-            self.kernels.append(
-                self.add_weight(
-                    f"kernel_{i}",
-                    [*heads, width, units],
-                    initializer=Stacked("glorot_uniform"),
-                )
-            )
-            shape = [*heads, units]
-            self.biases.append(self.add_weight(f"bias_{i}", shape, initializer="zeros"))
-            if self.norm == "layer" and i < len(self.hidden_units):
-                self.gammas.append(
-                    self.add_weight(f"gamma_{i}", shape, initializer="ones")
-                )
-                self.betas.append(
-                    self.add_weight(f"beta_{i}", shape, initializer="zeros")
-                )
-            width = units
+        width = int((input_shape[-1], *self.hidden_units)[-1])
+        self.kernel = self.add_weight(
+            "kernel", [*heads, width, 1], initializer=Stacked("glorot_uniform")
+        )
+        self.bias = self.add_weight("bias", heads, initializer="zeros")
         super().build(input_shape)
 
     def call(self, x: tf.Tensor, rows: DomainRows, training: bool = False) -> tf.Tensor:
@@ -153,48 +253,20 @@ class DomainTowers(keras.layers.Layer):
 
         Args:
           x: [N, I], the same input for all tasks, or [N, T, I].
-          rows: `DomainRows` of the batch.
+          rows: How the rows are laid out by domain.
           training: Whether dropout is on.
         """
         logits = rows.section(lambda h: self._section(h, rows, training), x)
         return tf.cast(logits, tf.float32)
 
     def _section(self, x: tf.Tensor, rows: DomainRows, training: bool) -> tf.Tensor:
-        for i in range(len(self.hidden_units)):
-            x = self._hidden(i, x, rows)
-            if self.drops:
-                x = self.drops[i](x, training=training)
+        x = self.hidden.inside(x, rows, training)
         if x.shape.rank == 2:
             x = x[:, tf.newaxis]
         # One output each: a product and a sum beat a matrix product of width 1.
-        kernel = rows.param(self.kernels[-1][..., 0])
+        kernel = rows.param(self.kernel[..., 0])
         logits = tf.reduce_sum(rows.view(x) * kernel, axis=-1)
-        return rows.flat(logits + rows.param(self.biases[-1][..., 0]))
-
-    def _hidden(self, i: int, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
-        """Returns [N, T, units] of hidden layer i."""
-        kernel, bias = self.kernels[i], self.biases[i]
-        if self.norm == "layer":
-            kernel, bias = normalise.centre(kernel), normalise.centre(bias)
-        units = self.hidden_units[i]
-        if x.shape.rank == 2:
-            flat = tf.reshape(
-                tf.transpose(kernel, [0, 2, 1, 3]),
-                [self.num_domains, x.shape[-1], self.num_tasks * units],
-            )
-            x = tf.reshape(rows.matmul(x, flat), [-1, self.num_tasks, units])
-        else:
-            x = tf.stack(
-                [rows.matmul(x[:, t], kernel[:, t]) for t in range(self.num_tasks)],
-                axis=1,
-            )
-        x = rows.view(x) + rows.param(bias)
-        if self.norm == "layer":
-            gamma, beta = rows.param(self.gammas[i]), rows.param(self.betas[i])
-            x = normalise.scale_norm(x, gamma, beta, activation=self.activation)
-        else:
-            x = normalise.activate(x, self.activation)
-        return rows.flat(x)
+        return rows.flat(logits + rows.param(self.bias))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config."""
@@ -206,3 +278,11 @@ class DomainTowers(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout,
         }
+
+
+def _side_by_side(kernels: tf.Tensor) -> tf.Tensor:
+    """Returns [D, C, in, out] as [D, in, C * out]: one product for all C."""
+    domains, count, width, units = kernels.shape
+    return tf.reshape(
+        tf.transpose(kernels, [0, 2, 1, 3]), [domains, width, count * units]
+    )

@@ -17,7 +17,14 @@ class DomainModel(keras.Model):
       schema: Inputs, domains and tasks.
       embedding_stddev: Standard deviation of initial embeddings.
       use_domain_feature: Whether a domain indicator in the schema is an input.
+
+    Attributes:
+      embedding_class: Makes the input layer from the fields and `stddev`; a subclass
+        may put another layer here.  It takes `Batch.features`, gives [B, I], and
+        names its tables `embedding_table...` (they form the optimiser group).
     """
+
+    embedding_class: type[keras.layers.Layer] = FieldEmbeddings
 
     def __init__(
         self,
@@ -31,7 +38,7 @@ class DomainModel(keras.Model):
         fields = [
             f for f in schema.features if use_domain_feature or f.role != "domain"
         ]
-        self.embeddings = FieldEmbeddings(fields, stddev=embedding_stddev)
+        self.embeddings = self.embedding_class(fields, stddev=embedding_stddev)
 
     def call(
         self, features: Mapping[str, tf.Tensor], training: bool = False

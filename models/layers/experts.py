@@ -7,6 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models.layers import normalise
+from models.layers.domain_rows import DomainRows
 from models.layers.initialisers import Stacked
 
 NORMS = ("none", "layer")
@@ -166,21 +167,29 @@ class Gates(keras.layers.Layer):
         )
         super().build(input_shape)
 
-    def call(self, x: tf.Tensor, rows: Any) -> tf.Tensor:
+    def call(self, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
         """Returns weights [N, G, K] of each row's own gates, float32, summing to 1.
 
         Args:
-          x: [N, I].
-          rows: `DomainRows` of the batch.
+          x: [N, I], the same for all gates, or [N, G, I].
+          rows: How the rows are laid out by domain.
         """
-        width = self.num_gates * self.num_experts
-        kernel = tf.reshape(
-            tf.transpose(self.kernel, [0, 2, 1, 3]),
-            [self.num_domains, x.shape[-1], width],
-        )
-        logits = rows.section(lambda h: rows.add(rows.matmul(h, kernel), self.bias), x)
+        logits = rows.section(lambda h: self._logits(h, rows), x)
         shape = [-1, self.num_gates, self.num_experts]
         return tf.nn.softmax(tf.cast(tf.reshape(logits, shape), tf.float32))
+
+    def _logits(self, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(self.kernel)
+        if x.shape.rank == 3:
+            parts = [
+                rows.matmul(x[:, g], kernel[:, g]) for g in range(self.num_gates)
+            ]
+            return rows.add(tf.concat(parts, axis=-1), self.bias)
+        flat = tf.reshape(
+            tf.transpose(kernel, [0, 2, 1, 3]),
+            [self.num_domains, x.shape[-1], self.num_gates * self.num_experts],
+        )
+        return rows.add(rows.matmul(x, flat), self.bias)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config."""

@@ -70,14 +70,28 @@ class DenseBlock(keras.layers.Layer):
           training: Whether dropout is on and batch statistics are used.
           valid: bool [B], rows that batch statistics count; None = all.
         """
+        kernel, bias = self.linear()
+        return self.finish(tf.matmul(x, kernel) + bias, training, valid)
+
+    def linear(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns kernel [in, units] and bias [units] to give `finish` a product of."""
+        kernel, bias = tf.convert_to_tensor(self.kernel), self.bias
         if self.norm == "layer":
-            kernel, bias = normalise.centre(self.kernel), normalise.centre(self.bias)
-            x = tf.matmul(x, kernel) + bias
+            return normalise.centre(kernel), normalise.centre(bias)
+        return kernel, tf.convert_to_tensor(bias)
+
+    def finish(
+        self,
+        x: tf.Tensor,
+        training: bool = False,
+        valid: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Returns norm, activation and dropout of a product made with `linear`."""
+        if self.norm == "layer":
             x = normalise.scale_norm(
                 x, self.gamma, self.beta, activation=self.activation
             )
         else:
-            x = tf.matmul(x, self.kernel) + self.bias
             if self.batch_norm is not None:
                 x = self.batch_norm(x, training=training, valid=valid)
             x = normalise.activate(x, self.activation)

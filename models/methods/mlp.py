@@ -1,5 +1,7 @@
 """MLP on all rows; form `mtl` gives the single-domain one, `isolated` one a cell."""
 
+from typing import Literal
+
 import tensorflow as tf
 from pydantic import Field
 
@@ -14,7 +16,7 @@ class MLPConfig(MethodConfig):
     """Settings of `mlp`."""
 
     hidden_units: tuple[int, ...] = (256, 128, 64)
-    norm: str = "layer"
+    norm: Literal["none", "layer", "batch"] = "layer"
     dropout: float = Field(0.0, ge=0, lt=1)
     cross_layers: int = Field(0, ge=0, description="DCN-v2 layers before the MLP")
     embedding_stddev: float = Field(0.01, gt=0)

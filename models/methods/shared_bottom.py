@@ -1,5 +1,7 @@
 """Shared bottom: one network for all, a tower per (domain, task)."""
 
+from typing import Literal
+
 import tensorflow as tf
 from pydantic import Field
 
@@ -16,7 +18,7 @@ class SharedBottomConfig(MethodConfig):
 
     hidden_units: tuple[int, ...] = Field((256, 128), min_length=1)
     tower_units: tuple[int, ...] = (64,)
-    norm: str = "layer"
+    norm: Literal["none", "layer", "batch"] = "layer"
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding_stddev: float = Field(0.01, gt=0)
 

@@ -9,6 +9,7 @@ from models.layers.domain_model import DomainModel
 from models.layers.domain_rows import DomainRows
 from models.layers.mlp import MLP as MLPLayer
 from models.layers.partitioned_norm import PartitionedNorm
+from models.layers.star import StarDense
 from models.method import Method, MethodConfig
 
 
@@ -22,52 +23,6 @@ class STARConfig(MethodConfig):
     embedding_stddev: float = Field(0.01, gt=0)
 
 
-class StarDense(keras.layers.Layer):
-    """`act(x (W * W_d) + b + b_d)` with the row's own domain d.
-
-    The specific kernel starts at 1 and its bias at 0, so the layer starts as a shared
-    one: two Glorot kernels would multiply to almost nothing.
-
-    Args:
-      num_domains: D.
-      units: Width.
-      activation: Name of a Keras activation, or None.
-    """
-
-    def __init__(self, num_domains: int, units: int, activation: str | None):
-        super().__init__()
-        self.num_domains, self.units = num_domains, units
-        self.activation = activation
-
-    def build(self, input_shape: tf.TensorShape) -> None:
-        """Creates the weights."""
-        width = int(input_shape[-1])
-        own = [self.num_domains, width, self.units]
-        glorot = keras.initializers.GlorotUniform()
-        self.kernel = self.add_weight("kernel", own[1:], initializer=glorot)
-        self.bias = self.add_weight("bias", [self.units], initializer="zeros")
-        self.own_kernel = self.add_weight("own_kernel", own, initializer="ones")
-        self.own_bias = self.add_weight(
-            "own_bias", [self.num_domains, self.units], initializer="zeros"
-        )
-        super().build(input_shape)
-
-    def call(self, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
-        """Returns [N, units] for x [N, I]."""
-        kernels = self.kernel[None] * self.own_kernel
-        bias = self.bias[None] + self.own_bias
-        x = rows.section(lambda h: rows.add(rows.matmul(h, kernels), bias), x)
-        return keras.activations.get(self.activation)(x) if self.activation else x
-
-    def get_config(self) -> dict:
-        """Returns the config."""
-        return super().get_config() | {
-            "num_domains": self.num_domains,
-            "units": self.units,
-            "activation": self.activation,
-        }
-
-
 class STARModel(DomainModel):
     """Partitioned norm, star layers, and the auxiliary network's logit added."""
 
@@ -75,15 +30,16 @@ class STARModel(DomainModel):
         super().__init__(schema, embedding_stddev=config.embedding_stddev)
         num_domains = schema.num_domains
         self.norm = PartitionedNorm(num_domains) if config.partitioned_norm else None
-        self.layers_ = [
-            StarDense(num_domains, units, "relu") for units in config.hidden_units
+        self.stars = [
+            StarDense(num_domains, units, activation="relu")
+            for units in config.hidden_units
         ]
         self.drops = [
             keras.layers.Dropout(config.dropout)
             for _ in config.hidden_units
             if config.dropout
         ]
-        self.head = StarDense(num_domains, schema.num_tasks, None)
+        self.head = StarDense(num_domains, schema.num_tasks)
         self.auxiliary = (
             MLPLayer(config.auxiliary_units, output_units=schema.num_tasks)
             if config.auxiliary_units
@@ -102,7 +58,7 @@ class STARModel(DomainModel):
         h = x
         if self.norm is not None:
             h = self.norm(h, domain, training=training, valid=valid)
-        for index, layer in enumerate(self.layers_):
+        for index, layer in enumerate(self.stars):
             h = layer(h, rows)
             if self.drops:
                 h = self.drops[index](h, training=training)
