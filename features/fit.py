@@ -237,10 +237,15 @@ def _text_counts(values: pa.Array) -> TextCounts:
 
 def _count_numbers(values: np.ndarray, counts: np.ndarray, bits: int) -> NumberCounts:
     """Adds up equal numbers, cutting mantissas from `bits` down as far as needed."""
+    # Sorted once: cutting towards 0 keeps the order, so equal ones stay neighbours.
+    order = np.argsort(values, kind="stable")
+    values, counts = values[order], counts[order]
     while True:
-        uniques, codes = np.unique(_cut(values, bits), return_inverse=True)
-        if len(uniques) <= MAX_DISTINCT:
-            return NumberCounts(uniques, _add(codes, counts, len(uniques)), bits)
+        cut = _cut(values, bits)
+        first = np.flatnonzero(np.diff(cut, prepend=np.nan) != 0)
+        if len(first) <= MAX_DISTINCT:
+            totals = np.add.reduceat(counts, first) if len(first) else counts
+            return NumberCounts(cut[first], totals, bits)
         bits -= _BITS_STEP
 
 
