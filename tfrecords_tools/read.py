@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from features.dataset import Dataset
 from features.schema import LABEL_PREFIX
-from tfrecords_tools import decode, plan, records
+from tfrecords_tools import decode, memory, plan, records
 from tfrecords_tools import selection as selection_lib
 from tfrecords_tools.batch import Batch
 from tfrecords_tools.selection import Selection
@@ -123,7 +123,7 @@ def cached_arrays(
 ) -> Batch:
     """Returns all rows of a request in one `Batch` of numpy arrays, in file order.
 
-    Read only: `read_stream` uses the same arrays.  Arguments and errors as there.
+    Arguments and errors as `read_stream`, which shares the decoded rows.
     """
     chosen = selection_lib.select(
         dataset,
@@ -134,8 +134,8 @@ def cached_arrays(
         keys=keys,
         remap_domains=remap_domains,
     )
-    padded = _load(dataset, chosen)
-    return tf.nest.map_structure(lambda array: array[:-1], padded)
+    batch = memory.unpack(_load(dataset, chosen), _layout(chosen))
+    return tf.nest.map_structure(lambda tensor: tensor.numpy()[:-1], batch)
 
 
 def decoded_bytes(chosen: Selection) -> int:
@@ -204,9 +204,8 @@ def _cached_stream(
     skip_batches: int,
     drop_remainder: bool,
 ) -> tf.data.Dataset:
-    arrays = _load(dataset, chosen)
-    num_rows = len(arrays.weight) - 1
-    rows = np.arange(num_rows, dtype=np.int32)
+    table = _load(dataset, chosen)
+    rows = np.arange(table.num_rows, dtype=np.int32)
     if order.shuffle_seed is not None:
         rows = order.generator("rows").permutation(rows)
     rows = rows[order.worker_index :: order.num_workers]
@@ -214,64 +213,52 @@ def _cached_stream(
         rows = rows[: len(rows) // batch_size * batch_size]
     rows = rows[skip_batches * batch_size :]
     # Row number `num_rows` is the padding row.
-    rows = np.pad(rows, (0, -len(rows) % batch_size), constant_values=num_rows)
+    rows = np.pad(rows, (0, -len(rows) % batch_size), constant_values=table.num_rows)
     with tf.device("CPU:0"):
-        tensors = tf.nest.map_structure(tf.constant, arrays)
         index = tf.constant(rows.reshape(-1, batch_size))
 
     def gather(at: tf.Tensor) -> Batch:
         here = tf.gather(index, at)
-        return tf.nest.map_structure(lambda values: tf.gather(values, here), tensors)
+        picked = tf.nest.map_structure(lambda values: tf.gather(values, here), table)
+        return memory.unpack(picked, _layout(chosen))
 
     return tf.data.Dataset.range(len(index)).map(gather)
 
 
-def _load(dataset: Dataset, chosen: Selection) -> Batch:
-    """Returns the rows of a request and one padding row, from memory if they are."""
-    paths = tuple(
+def _load(dataset: Dataset, chosen: Selection) -> memory.Table:
+    """Returns the rows of a request, from memory if they are there."""
+    versions = tuple(
         (str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in chosen.paths
     )
-    memory = _memory()
-    key = (
-        paths,
-        dataset.info.fingerprint,
-        chosen.domains,
+    request = (
         chosen.tasks,
         chosen.days,
         chosen.keys,
         chosen.domain_map.tobytes(),
     )
-    if key not in memory:
-        batch = _decode(dataset, chosen)
-        size = _num_bytes(batch)
-        while memory and size + sum(map(_num_bytes, memory.values())) > (
-            2 * CACHE_LIMIT_BYTES
-        ):
-            memory.pop(next(iter(memory)))
-        memory[key] = batch
-    memory[key] = memory.pop(key)  # the last used goes last, the first is evicted
-    return memory[key]
+    return memory.remembered(
+        (dataset.info.fingerprint, versions, request),
+        lambda: _decode(dataset, chosen),
+        limit_bytes=2 * CACHE_LIMIT_BYTES,
+    )
 
 
-@functools.cache
-def _memory() -> dict[tuple[object, ...], Batch]:
-    """Decoded splits of this process, by file versions and request."""
-    return {}
-
-
-def _num_bytes(batch: Batch) -> int:
-    return sum(array.nbytes for array in tf.nest.flatten(batch))
-
-
-def _decode(dataset: Dataset, chosen: Selection) -> Batch:
-    order = _Order(None, 0, 1, 0)
-    windows, _ = _windows(dataset, chosen, order, skip_rows=0)
+def _decode(dataset: Dataset, chosen: Selection) -> memory.Table:
+    windows, _ = _windows(dataset, chosen, _Order(None, 0, 1, 0), skip_rows=0)
     parts = list(windows.prefetch(2).as_numpy_iterator())
-    parts.append(tf.nest.map_structure(lambda t: t.numpy(), _padding(chosen, 1)))
-    batch = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
-    if len(batch.weight) == 1:
+    if not any(len(part.weight) for part in parts):
         raise selection_lib.no_rows(dataset, chosen)
-    return batch
+    padding = tf.nest.map_structure(lambda t: t.numpy(), _padding(chosen, 1))
+    return memory.pack([*parts, padding], _layout(chosen))
+
+
+def _layout(chosen: Selection) -> memory.Layout:
+    features = [c for c in chosen.columns if c.name in chosen.features]
+    return memory.Layout(
+        tuple((c.name, c.length) for c in features if c.dtype == "int64"),
+        tuple(c.name for c in features if c.dtype == "float32"),
+        len(chosen.tasks),
+    )
 
 
 # ------------------------------------------------------------------- streamed
