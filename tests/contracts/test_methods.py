@@ -228,24 +228,6 @@ def test_serving_model_exports_equal_scores(name, schema, tmp_path):
     method = data.make_method(name, schema)
     batch = data.make_batch(schema, 20)
     method.train_step({MAIN: batch})
-    module = tf.Module()
-    module.served = method.serving_model()
-    allowed = method.serving_variables()
-    module.allowed = allowed
-    specs = {
-        k: tf.TensorSpec([None, *v.shape[1:]], v.dtype, name=k)
-        for k, v in batch.features.items()
-    }
-    module.call = tf.function(
-        lambda features: module.served(features, training=False),
-        input_signature=[specs],
+    data.check_export(
+        method, method.serving_model(), method.serving_variables(), batch, tmp_path
     )
-    tf.saved_model.save(module, str(tmp_path), signatures={"s": module.call})
-    loaded = tf.saved_model.load(str(tmp_path))
-    used = {v.name for v in loaded.signatures["s"].variables}
-    assert used == {v.name for v in allowed}
-    for rows in (1, 20):
-        part = data.take(batch, range(rows))
-        out = loaded.signatures["s"](**part.features)
-        out = np.stack([out[t].numpy() for t in schema.tasks], axis=1)
-        np.testing.assert_allclose(out, data.logits(method, part), rtol=1e-4, atol=1e-6)

@@ -101,6 +101,28 @@ def gradients(method, batch):
         loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     return float(loss), {
-        f"{i}:{v.name}": tf.convert_to_tensor(g).numpy()
+        f"{i}:{v.name.split('/')[-1]}": tf.convert_to_tensor(g).numpy()
         for i, (v, g) in enumerate(zip(variables, found, strict=True))
     }
+
+
+def check_export(method, model, allowed, batch, path):
+    """Exports `model` with the variables `allowed` and compares loaded scores.
+
+    The model itself is not tracked: saving fails if it reads any other variable.
+    """
+    module = tf.Module()
+    module.allowed = allowed
+    specs = {
+        k: tf.TensorSpec([None, *v.shape[1:]], v.dtype, name=k)
+        for k, v in batch.features.items()
+    }
+    call = tf.function(lambda x: model(x, training=False), input_signature=[specs])
+    tf.saved_model.save(module, str(path), signatures={"scores": call})
+    scores = tf.saved_model.load(str(path)).signatures["scores"]
+    for rows in (1, batch.domain.shape[0]):
+        part = take(batch, range(rows))
+        out = scores(**part.features)
+        out = np.stack([out[t].numpy() for t in method.schema.tasks], axis=1)
+        np.testing.assert_allclose(out, logits(method, part), rtol=1e-4, atol=1e-6)
+    return scores
