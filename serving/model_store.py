@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorflow.core.protobuf import saved_model_pb2
 
 from serving.publish import versions
 
@@ -39,11 +40,9 @@ class LoadedModel:
     def __init__(self, path: pathlib.Path):
         self.version = int(path.name)
         self._loaded = tf.saved_model.load(str(path))
-        proto = path / "saved_model.pb"
-        saved = tf.compat.v1.saved_model.loader_impl.parse_saved_model(
-            str(proto.parent)
-        )
-        self.signature_defs = dict(saved.meta_graphs[0].signature_def)
+        proto = saved_model_pb2.SavedModel()
+        proto.ParseFromString((path / "saved_model.pb").read_bytes())
+        self.signature_defs = dict(proto.meta_graphs[0].signature_def)
         self.signature_defs.pop("__saved_model_init_op", None)
 
     def predict(
