@@ -137,7 +137,10 @@ class DomainStack(keras.layers.Layer):
             )
             wanted = [(self.biases, "bias", "zeros")]
             if self.norm == "layer":
-                wanted += [(self.gammas, "gamma", "ones"), (self.betas, "beta", "zeros")]
+                wanted += [
+                    (self.gammas, "gamma", "ones"),
+                    (self.betas, "beta", "zeros"),
+                ]
             for kept, name, start in wanted:
                 kept.append(
                     self.add_weight(f"{name}_{i}", [*stack, units], initializer=start)

@@ -267,7 +267,9 @@ class M3oE(Method):
             return []
         run = tf.function(self.fusion_step)
         return [
-            PeriodicEvent("fusion_step", self.config.fusion_every, run, takes_batch=True)
+            PeriodicEvent(
+                "fusion_step", self.config.fusion_every, run, takes_batch=True
+            )
         ]
 
     def scalars(self) -> Mapping[str, float]:
