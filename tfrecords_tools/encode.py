@@ -7,8 +7,7 @@ and the feature `num_rows`.  Both carry the same columns
 """
 
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,6 @@ import pyarrow as pa
 NUM_ROWS = "num_rows"  # feature of a block: how many rows it holds
 DEFAULT_BLOCK_ROWS = 4096  # parse speed is flat from about 1,000 rows on
 COMPRESSIONS = ("", "GZIP")
-RecordFormat = Literal["block", "row"]
 RECORD_FORMATS = ("block", "row")
 _ENCODE_ROWS = 65536  # rows handed to the C++ encoder at once: bounds its memory
 _MAP_ENTRY = 0x0A  # wire tag of Features.feature, and of Example.features
@@ -26,9 +24,9 @@ def write_records(
     path: str | pathlib.Path,
     batch: pa.RecordBatch | pa.Table,
     *,
-    record_format: RecordFormat = "block",
+    record_format: str = "block",
     block_rows: int = DEFAULT_BLOCK_ROWS,
-    compression: Literal["", "GZIP"] = "",
+    compression: str = "",
 ) -> int:
     """Writes the rows of `batch` to one file; returns the number of records.
 
@@ -63,7 +61,7 @@ def write_records(
 def encode_records(
     batch: pa.RecordBatch | pa.Table,
     *,
-    record_format: RecordFormat = "block",
+    record_format: str = "block",
     block_rows: int = DEFAULT_BLOCK_ROWS,
 ) -> Iterator[bytes]:
     """Yields the serialized tf.Examples that `write_records` would write."""
@@ -150,7 +148,6 @@ def _canonical(example: bytes) -> bytes:
     entries may stand in any order, sorting them makes the bytes reproducible.
     """
     _, at = _varint(example, 1)  # past the tag and length of Example.features
-    entries: Sequence[bytes] = []
     ends = []
     start = at
     while at < len(example):
