@@ -6,6 +6,7 @@ value and the column's type alone, never on its neighbours in the batch.
 """
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -56,14 +57,16 @@ def to_ids(column: pa.Array, separator: str | None) -> tuple[pa.ListArray, np.nd
     Missing elements are dropped; a missing list is an empty one.
     """
     column = _plain(column)
-    if pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type):
+    if pa.types.is_fixed_size_list(column.type):
+        # Arrow 10 has no such cast; `flatten` leaves null lists out.
+        lengths = np.where(_nulls(column), 0, column.type.list_size)
+        column = _to_lists(lengths, column.flatten())
+    elif pa.types.is_large_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     if not pa.types.is_list(column.type):
         texts, _ = to_id(column)
         if separator is None:
-            column = pa.ListArray.from_arrays(
-                np.arange(len(texts) + 1, dtype=np.int32), texts
-            )
+            column = _to_lists(np.ones(len(texts), np.int64), texts)
         else:
             column = pc.split_pattern(texts, separator)
     lengths = hashing.list_lengths(column)
@@ -74,8 +77,7 @@ def to_ids(column: pa.Array, separator: str | None) -> tuple[pa.ListArray, np.nd
         before = np.concatenate([[0], np.cumsum(kept)])
         lengths = before[ends] - before[ends - lengths]
         flat = flat.drop_null()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(offsets, flat)
+    lists = _to_lists(lengths, flat)
     return lists, _none(lists)
 
 
@@ -123,11 +125,9 @@ def to_time(column: pa.Array, unit: str) -> tuple[pa.Int64Array, np.ndarray]:
     times = np.where(fits, values, 0).astype(np.int64)
     known = fits
     if bad.any() and _is_text(kind) and unit != "order":
-        iso = pc.match_substring_regex(column, _ISO_TIME)
-        iso = pc.fill_null(iso, False).to_numpy(zero_copy_only=False)
-        chosen = pc.replace_substring(column.filter(pa.array(iso)), "Z", "")
-        parsed = _from_timestamp(chosen.cast(pa.timestamp("us")), unit)
-        times[iso] = parsed.to_numpy(zero_copy_only=False)
+        parsed = _from_timestamp(_parse_iso(column), unit)
+        iso = bad & ~_nulls(parsed)
+        times[iso] = parsed.filter(pa.array(iso)).to_numpy(zero_copy_only=False)
         known, bad = known | iso, bad & ~iso
     return pa.array(times, mask=~known), bad
 
@@ -219,6 +219,23 @@ def _parse(texts: pa.StringArray) -> tuple[pa.Array, np.ndarray]:
     numbers = pc.if_else(good, texts, pa.scalar(None, pa.string())).cast(pa.float64())
     bad = pc.invert(pc.or_(pc.or_(good, missing), texts.is_null()))
     return numbers, bad.to_numpy(zero_copy_only=False)
+
+
+def _parse_iso(texts: pa.StringArray) -> pa.TimestampArray:
+    """ISO 8601 texts as UTC times; null where a text is none, such as 2022-02-31."""
+    texts = pc.utf8_trim_whitespace(texts)
+    chosen = pc.match_substring_regex(texts, _ISO_TIME)
+    texts = pc.if_else(chosen, texts, pa.scalar(None, pa.string()))
+    # pandas makes NaT of an impossible date; Arrow's cast would refuse the batch.
+    times = pd.to_datetime(
+        pd.Series(texts.to_numpy(zero_copy_only=False)), errors="coerce", utc=True
+    )
+    return pa.array(times, pa.timestamp("us", "UTC"))
+
+
+def _to_lists(lengths: np.ndarray, flat: pa.Array) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, flat)
 
 
 def _from_timestamp(column: pa.Array, unit: str) -> pa.Int64Array:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from features import schema as schema_lib
 from features.fitted import Fitted
@@ -48,9 +48,9 @@ class DatasetInfo:
     unknown: Mapping[str, Mapping[str, int]]
     rejected: Mapping[str, int]
     seed: int
-    record_format: str
+    record_format: Literal["block", "row"]
     block_rows: int
-    compression: str
+    compression: Literal["", "GZIP"]
     files: Mapping[str, tuple[str, ...]]
 
     @functools.cached_property

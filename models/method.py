@@ -156,7 +156,7 @@ class Method(tf.Module, abc.ABC):
         """Returns trackables besides model and optimisers to put in checkpoints."""
         return {}
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self) -> Mapping[str, float]:
         """Returns values to log at every evaluation (fusion weights, thresholds)."""
         return {}
 

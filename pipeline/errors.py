@@ -9,6 +9,8 @@ _RAISED = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+_FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
+
 
 class JobError(ValueError):
     """A job that cannot go on; the text names owner, rule, value and cure."""
@@ -35,7 +37,22 @@ def root_cause(error: BaseException) -> str:
         text = message if _is_user_error(kind) else text
     elif not _is_user_error(type(error).__name__):
         text = f"{type(error).__name__}: {text}"
-    return _WHILE.sub("", text).strip()
+    text = _WHILE.sub("", text).strip()
+    if any(sign in text for sign in _FULL_DISK):
+        return (
+            f"data_dir must be on a disk with room left; got: {text}. Nothing was "
+            "published and what was written is removed: free space, then run again."
+        )
+    return text
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Returns whether the text alone tells the user what to mend."""
+    text = f"{type(error).__name__}: {error}"
+    if any(sign in text for sign in _FULL_DISK):
+        return True
+    kinds = set(re.findall(r"^(?:[\w.]*\.)?(\w+): ", text, re.MULTILINE))
+    return any(map(_is_user_error, kinds))
 
 
 def _last_raised(block: str) -> str | None:
@@ -55,5 +72,5 @@ def _is_user_error(kind: str) -> bool:
         "ValueError",
         "LookupError",
         "ReadError",
-        "ReaderError",
+        "RecordError",
     }

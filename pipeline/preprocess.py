@@ -9,13 +9,14 @@ import pathlib
 import resource
 import sys
 import time
+import traceback
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from features.config import ConfigError
 from features.dataset import Dataset
 from features.registry import dataset_spec
-from pipeline.errors import root_cause
+from pipeline.errors import is_user_error, root_cause
 from pipeline.jobs import preprocess
 from pipeline.options import PreprocessOptions
 
@@ -89,8 +90,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         if not pathlib.Path(args.raw_dir).is_dir():
             raise ConfigError(f"raw_dir must be a folder; got {args.raw_dir!r}.")
+        # What a worker logs on failure comes again, shorter, as the error below.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         dataset = preprocess.run(options)
-    except Exception as error:  # noqa: BLE001 - runners raise anything; shown, not kept
+    except Exception as error:  # runners raise anything
+        if not is_user_error(error):
+            traceback.print_exc()
         print(f"preprocess failed: {root_cause(error)}", file=sys.stderr)
         return 1
     print(summary(dataset, time.monotonic() - start))

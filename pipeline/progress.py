@@ -6,6 +6,7 @@ launcher while the job runs; metrics of the local runner come at the end only.
 
 import logging
 import re
+import threading
 import types
 
 import tqdm
@@ -32,6 +33,7 @@ class ProgressBars(logging.Filter):
         self.show = show
         self._bars: dict[str, tqdm.tqdm] = {}
         self._levels: dict[str, int] = {}
+        self._lock = threading.Lock()  # each worker's log has a thread of its own
 
     def __enter__(self) -> "ProgressBars":
         if self.show:
@@ -55,16 +57,26 @@ class ProgressBars(logging.Filter):
             logging.getLogger(name).setLevel(level)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Takes progress lines out of the log; lets warnings and errors through."""
+        """Takes progress lines out of the log; what is wrong comes as an error."""
         found = _LINE.search(record.getMessage())
         if found is None:
-            return record.levelno >= logging.WARNING
-        stage, rows = found[1], int(found[2])
+            return record.levelno >= logging.CRITICAL
+        with self._lock:
+            self._update(found[1], int(found[2]))
+        return False
+
+    def _update(self, stage: str, rows: int) -> None:
         if stage not in self._bars:
-            # Every later stage sees at most the rows that were read.
-            total = max((bar.n for bar in self._bars.values()), default=None)
+            # Stages follow each other, and none sees more rows than the one before.
+            total = None
+            for bar in self._bars.values():
+                total = bar.n
+                bar.close()
             self._bars[stage] = tqdm.tqdm(
-                desc=f"{stage:>8}", total=total, unit=" rows", unit_scale=True
+                desc=f"{stage:>8}",
+                total=total,
+                unit=" rows",
+                unit_scale=True,
+                mininterval=0.5,
             )
         self._bars[stage].update(rows)
-        return False

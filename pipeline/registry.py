@@ -6,6 +6,7 @@ from typing import Any
 from features.config import lookup_error
 
 JOBS = {
+    "batch_score": "pipeline.jobs.batch_score:build",
     "preprocess": "pipeline.jobs.preprocess:build",
 }
 

@@ -126,7 +126,8 @@ class DomainStack(keras.layers.Layer):
         """Creates the weights."""
         width = int(input_shape[-1])
         stack = [self.num_domains, self.count]
-        self.kernels, self.biases, self.gammas, self.betas = [], [], [], []
+        weights: Any = ([], [], [], [])
+        self.kernels, self.biases, self.gammas, self.betas = weights
         for i, units in enumerate(self.hidden_units):
             self.kernels.append(
                 self.add_weight(

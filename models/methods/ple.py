@@ -183,7 +183,7 @@ class PLEModel(DomainModel):
         num_domains, num_tasks = schema.num_domains, schema.num_tasks
         self.num_specific, self.num_shared = config.num_specific, config.num_shared
         *lower, last = config.levels
-        kind = {"norm": config.norm, "dropout": config.dropout}
+        kind: dict[str, Any] = {"norm": config.norm, "dropout": config.dropout}
         self.lower = [
             LowerLevel(
                 num_domains,

@@ -94,7 +94,7 @@ def build(
         | "Gather rejected rows" >> beam.GroupByKey()
         | "Write rejected rows" >> beam.Map(_write_rejected, folder)
     )
-    dropped = _sum(pipeline, duplicates)
+    dropped = _sum(duplicates)
     _ = (
         pipeline
         | "Begin summary" >> beam.Create([None], reshuffle=False)
@@ -206,7 +206,7 @@ def _count_rows(
         rejected
         | "Count reasons" >> beam.Map(_reasons)
         | "Add up reasons"
-        >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
+        >> beam.CombineGlobally(combine.MergePartials(_merge_reasons, {}))
     )
     total = read_rows | "Add up rows read" >> beam.CombineGlobally(sum)
     return beam.pvalue.AsSingleton(
@@ -221,10 +221,7 @@ def _count_rows(
     )
 
 
-def _sum(
-    pipeline: beam.Pipeline, numbers: beam.PCollection | None
-) -> beam.pvalue.AsSingleton | int:
-    del pipeline
+def _sum(numbers: beam.PCollection | None) -> beam.pvalue.AsSingleton | int:
     if numbers is None:
         return 0
     return beam.pvalue.AsSingleton(
@@ -232,15 +229,38 @@ def _sum(
     )
 
 
-def _row_counts(_: None, total: int, reasons: dict[str, int]) -> fit.RowCounts:
-    return fit.RowCounts(int(total), reasons)
+def _row_counts(
+    _: None, total: int, reasons: dict[str, tuple[int, str]]
+) -> fit.RowCounts:
+    return fit.RowCounts(
+        read=int(total),
+        rejected={reason: count for reason, (count, _) in reasons.items()},
+        examples={reason: row for reason, (_, row) in reasons.items()},
+    )
 
 
-def _reasons(batch: pa.RecordBatch) -> dict[str, int]:
-    reasons = batch.column(0).value_counts().to_pylist()
-    return {item["values"]: item["counts"] for item in reasons}
+def _reasons(batch: pa.RecordBatch) -> dict[str, tuple[int, str]]:
+    reasons = batch.to_pandas().groupby("reason")["row"].agg(["size", "min"])
+    result = {}
+    for reason, (count, row) in reasons.iterrows():
+        beam.metrics.Metrics.counter("preprocess.rejected", reason).inc(int(count))
+        result[reason] = (int(count), row)
+    return result
 
 
+def _merge_reasons(
+    partials: list[dict[str, tuple[int, str]]],
+) -> dict[str, tuple[int, str]]:
+    """Returns counts added up; the least row is the example, in any merge order."""
+    total: dict[str, tuple[int, str]] = {}
+    for partial in partials:
+        for reason, (count, row) in partial.items():
+            before, example = total.get(reason, (0, row))
+            total[reason] = (before + count, min(example, row))
+    return total
+
+
+@beam.typehints.with_output_types(tuple[int, pa.RecordBatch])
 def _keyed(batch: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
     return 0, batch
 

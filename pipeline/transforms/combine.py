@@ -43,8 +43,8 @@ class MergePartials(beam.CombineFn):
 
     def extract_output(self, accumulator: list[Any]) -> Any:
         """Returns the one partial."""
-        merged = self.compact(accumulator)
-        return merged[0] if merged else self._empty
+        # A single partial is merged too: merging puts its keys in order.
+        return self._merge(accumulator) if accumulator else self._empty
 
 
 def add_counts(partials: list[dict[Any, int]]) -> dict[Any, int]:

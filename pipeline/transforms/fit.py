@@ -19,10 +19,11 @@ TRAIN = SPLITS.index("train")
 
 @dataclasses.dataclass(frozen=True)
 class RowCounts:
-    """Rows read, and rows rejected by reason."""
+    """Rows read, rows rejected by reason, and one of the rejected rows of each."""
 
     read: int
     rejected: Mapping[str, int]
+    examples: Mapping[str, str]
 
 
 class FitFeatures(beam.PTransform):
@@ -79,7 +80,7 @@ def check_counts(spec: DatasetSpec, counts: RowCounts) -> None:
     if share <= spec.max_rejected_share:
         return
     reasons = "; ".join(
-        f"{count} x {reason}"
+        f"{count} x {reason}, such as {counts.examples[reason][:200]}"
         for reason, count in sorted(counts.rejected.items(), key=lambda x: -x[1])
     )
     raise JobError(

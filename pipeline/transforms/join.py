@@ -1,7 +1,5 @@
 """Join of side tables (users, items) to batches of the log."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -77,12 +75,6 @@ class TableIndex:
                 names.append(name)
                 columns.append(pa.concat_arrays(taken.chunks))
         return pa.RecordBatch.from_arrays(columns, names)
-
-
-def select_columns(table: pa.Table, key: str, wanted: Iterable[str]) -> pa.Table:
-    """Returns the table's key and those of its columns that are wanted."""
-    wanted = {key, *wanted}
-    return table.select([name for name in table.column_names if name in wanted])
 
 
 def _keys(column: pa.ChunkedArray, is_integer: bool) -> pd.Series:

@@ -33,13 +33,15 @@ class ReadRows(beam.PTransform):
         """Adds the steps; the list of shards is made in the launcher."""
         source = self.spec.source
         reader = registry.reader(source.reader)
-        shards = list(reader.shards(source, self.raw_dir))
+        tables = reader.tables(source, self.raw_dir)
+        columns = {*canonical.raw_columns(self.spec)}
+        columns |= {table.log_key or table.key for table in tables.values()}
+        shards = list(reader.shards(source, self.raw_dir, columns))
         if not shards:
             raise JobError(
                 f"source.path must lead to raw rows; got {source.path!r} below "
                 f"{self.raw_dir} (data set {self.spec.name}), where nothing lies."
             )
-        tables = reader.tables(source, self.raw_dir)
         side = (
             begin
             | "List side tables" >> beam.Create(sorted(tables), reshuffle=False)
@@ -66,9 +68,8 @@ class _ReadTable(beam.DoFn):
     def process(self, name: str) -> Iterator[tuple[str, str, str, bytes]]:
         where = self._tables[name]
         reader = registry.reader(self._spec.source.reader)
-        table = reader.read_table(where, self._raw_dir)
         wanted = where.columns or canonical.raw_columns(self._spec)
-        table = join.select_columns(table, where.key, wanted)
+        table = reader.read_table(where, self._raw_dir, wanted)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
