@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     args, beam_args = parser().parse_known_args(argv)
     logging.getLogger().setLevel(logging.WARNING)
+    # The runner logs the traceback of what it then raises; one message is enough.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     start = time.monotonic()
     try:
         preprocess._check_beam_args(beam_args)

@@ -224,7 +224,7 @@ def key_columns(options: ScoreOptions, spec: DatasetSpec) -> tuple[str, ...]:
         chosen = options.keys if options.keys is not None else wanted
         return tuple(dict.fromkeys(key for key in chosen if key is not None))
     known = {c.name for c in encoded_columns(spec)} - {"row_id", "domain"}
-    known |= {f.column for f in spec.features if getattr(f, "column", None)}
+    known |= {str(f.column) for f in spec.features if getattr(f, "column", None)}
     if options.keys is None:
         return tuple(k for k in dict.fromkeys((*wanted, "user_key")) if k in known)
     for key in options.keys:

@@ -126,7 +126,7 @@ class SavedModelHandler(base.ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]):
         self.model = model
 
     def load_model(self) -> Any:
-        """Returns the `predict` signature (and keeps the SavedModel alive)."""
+        """Returns the SavedModel, checked to have the signature `predict`."""
         import tensorflow as tf
 
         loaded = tf.saved_model.load(self.model.path)
@@ -135,7 +135,7 @@ class SavedModelHandler(base.ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]):
                 f"model {self.model.name!r} must have the signature {SIGNATURE!r}; got "
                 f"{', '.join(loaded.signatures)} ({self.model.path}). Export it again."
             )
-        return loaded, loaded.signatures[SIGNATURE]
+        return loaded
 
     def run_inference(
         self,
@@ -148,7 +148,7 @@ class SavedModelHandler(base.ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]):
             raise JobError(
                 f"inference_args must be empty; got {sorted(inference_args)}."
             )
-        return [self.score(rows, model[1]) for rows in batch]
+        return [self.score(rows, model.signatures[SIGNATURE]) for rows in batch]
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Returns the bytes of the columns (the default would pickle them)."""

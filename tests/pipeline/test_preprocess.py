@@ -142,6 +142,7 @@ def test_bytes_do_not_depend_on_input_files_buckets_or_retries(
     assert job_data.content(other.data_dir) == job_data.content(dataset.data_dir)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_worker_processes(dataset, raw, tmp_path):
     other = job_data.run(
         raw,

@@ -1,6 +1,7 @@
 """Data sets shared by the tests of this folder; none of them is changed in place."""
 
 import pytest
+
 from tests.helpers import tiny_dataset
 
 ROWS = 1000  # 800 of them training rows, in two files

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
+
 from features.schema import EncodedColumn
 from tests.helpers import tiny_dataset
 from tfrecords_tools import decode, encode, records

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from tfrecords_tools import records
 
 
@@ -69,7 +70,7 @@ def test_broken_gzip_stream_is_named(path, tmp_path):
     packed.write_bytes(data)
     assert len(list(records.read_records(packed, "GZIP"))) == 250
     packed.write_bytes(data[: len(data) - 20])
-    with pytest.raises(records.RecordError, match="breaks off"):
+    with pytest.raises(records.RecordError, match="GZIP stream breaks"):
         list(records.read_records(packed, "GZIP"))
     packed.write_bytes(path.read_bytes())
     with pytest.raises(records.RecordError, match="record 0"):
