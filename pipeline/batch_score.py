@@ -24,7 +24,7 @@ EPILOG = """examples:
       --raw_dir raw --keys user_id item_id request_id --output_dir scores/today \\
       --direct_running_mode=multi_processing --direct_num_workers=2
 
-The output folder holds scores-*-of-*.parquet (keys, row_id, domain, one column
+The output folder holds scores/part-*.parquet (keys, row_id, domain, one column
 <model>/<task> and <model>/version per model; null where a model does not serve the
 row's domain), histograms.json (per model, task and domain), scores.json, rejected/
 (each row with its reason) and _SUCCESS.

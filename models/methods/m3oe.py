@@ -265,7 +265,7 @@ class M3oE(Method):
         """Returns the fusion step of `alternate`."""
         if self.config.fusion_update != "alternate" or FUSION not in self.optimizers:
             return []
-        run = tf.function(self.fusion_step)
+        run = tf.function(self.fusion_step, autograph=False)
         return [
             PeriodicEvent(
                 "fusion_step", self.config.fusion_every, run, takes_batch=True

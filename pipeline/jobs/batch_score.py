@@ -2,8 +2,8 @@
 
 read -> (histories) -> RunInference, one model after another -> score files,
 histograms.  `build` is the pipeline, `run` the launcher that publishes the folder:
-`scores-00000-of-000NN.parquet`, `histograms.json`, `scores.json`, `rejected/`,
-`_SUCCESS` last.
+`scores/part-00000-of-000NN.parquet` (a part without rows has no file),
+`histograms.json`, `scores.json`, `rejected/`, `_SUCCESS` last.
 """
 
 import json
@@ -33,6 +33,7 @@ from pipeline.publish import Staging
 from pipeline.transforms import combine, group, record_batches, scoring, scoring_rows
 from pipeline.transforms.write import replacing
 
+SCORES_DIR = "scores"
 SCORES_FILE = "scores.json"
 HISTOGRAMS_FILE = "histograms.json"
 REJECTED_FILE = "rejected/rows.jsonl"
@@ -123,16 +124,10 @@ def build(
     ).with_outputs(scoring_rows.REJECTED, main=scoring_rows.ROWS)
     unserved = scored[scoring_rows.REJECTED]
     apart = [unserved] if rejected is None else [unserved, rejected]
-    shards = pipeline | "List score files" >> beam.Create(
-        range(options.num_shards), reshuffle=False
-    )
     _ = (
-        {
-            "rows": scored[scoring_rows.ROWS]
-            | "Key by score file" >> beam.ParDo(_KeyByShard(options.num_shards)),
-            "file": shards | "Every score file" >> beam.Map(_with_none),
-        }
-        | "Gather score files" >> beam.CoGroupByKey()
+        scored[scoring_rows.ROWS]
+        | "Key by score file" >> beam.ParDo(_KeyByShard(options.num_shards))
+        | "Gather score files" >> beam.GroupByKey()
         | "Write score files" >> beam.Map(_write_scores, folder, options, models)
     )
     _ = (
@@ -275,25 +270,22 @@ class _KeyByShard(beam.DoFn):
         yield from record_batches.split_by(batch, shard.astype(np.uint16))
 
 
-def _with_none(shard: int) -> tuple[int, None]:
-    return shard, None
-
-
 def _with_zero(batch: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
     return 0, batch
 
 
 def _write_scores(
-    keyed: tuple[int, Mapping[str, Iterable[pa.RecordBatch]]],
+    keyed: tuple[int, Iterable[pa.RecordBatch]],
     folder: pathlib.Path,
     options: ScoreOptions,
     models: Sequence[scoring.ExportedModel],
 ) -> str:
-    shard, parts = keyed
-    suffix = "parquet" if options.output_format == "parquet" else "tfrecord"
-    name = f"scores-{shard:05d}-of-{options.num_shards:05d}.{suffix}"
-    batches = [batch for batch in parts["rows"] if batch.num_rows]
-    table = _output_table(batches, models)
+    shard, batches = keyed
+    name = (
+        f"{SCORES_DIR}/part-{shard:05d}-of-{options.num_shards:05d}"
+        f".{options.output_format}"
+    )
+    table = _output_table(list(batches), models)
     with replacing(folder / name) as path:
         if options.output_format == "parquet":
             pq.write_table(table, path)
@@ -306,8 +298,6 @@ def _output_table(
     batches: Sequence[pa.RecordBatch], models: Sequence[scoring.ExportedModel]
 ) -> pa.Table:
     """Returns the rows in order of `row_id` and keys, under their final names."""
-    if not batches:
-        return pa.table({"row_id": pa.array([], pa.int64())})
     table = pa.Table.from_batches(batches)
     plain = [n for n in table.column_names if not pa.types.is_list(table[n].type)]
     table = table.sort_by([("row_id", "ascending")] + [(n, "ascending") for n in plain])
@@ -335,10 +325,7 @@ def _write_examples(table: pa.Table, path: pathlib.Path) -> None:
 
     encoder = RecordBatchToExamplesEncoder()
     with tf.io.TFRecordWriter(str(path)) as writer:
-        if not table.num_rows:
-            return
-        batch = record_batches.one_batch(table)
-        for record in encoder.encode(_as_lists(batch)):
+        for record in encoder.encode(_as_lists(record_batches.one_batch(table))):
             writer.write(record)
 
 

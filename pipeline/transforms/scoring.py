@@ -5,9 +5,11 @@ A *scoring batch* has the columns `input/<name>` (raw inputs of the models),
 `score/<model>/<task>` float32, null where it does not serve the row's domain.
 """
 
+import atexit
 import dataclasses
 import json
 import pathlib
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -113,6 +115,28 @@ def raw_inputs(models: Sequence[ExportedModel]) -> dict[str, Kind]:
     return inputs
 
 
+class LoadedModel:
+    """A SavedModel in memory, for as long as Beam shares this object."""
+
+    def __init__(self, loaded: Any) -> None:
+        self._loaded = loaded
+
+    @property
+    def predict(self) -> Any:
+        """The signature that scores."""
+        return self._loaded.signatures[SIGNATURE]
+
+    def close(self) -> None:
+        """Lets the model go."""
+        self._loaded = None
+
+
+def _close(reference: "weakref.ref[LoadedModel]") -> None:
+    holder = reference()
+    if holder is not None:
+        holder.close()
+
+
 class SavedModelHandler(base.ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]):
     """Scores scoring batches with one exported model: one element, one batch of rows.
 
@@ -135,7 +159,10 @@ class SavedModelHandler(base.ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]):
                 f"model {self.model.name!r} must have the signature {SIGNATURE!r}; got "
                 f"{', '.join(loaded.signatures)} ({self.model.path}). Export it again."
             )
-        return loaded
+        holder = LoadedModel(loaded)
+        # TensorFlow cannot free functions once the interpreter is half gone.
+        atexit.register(_close, weakref.ref(holder))
+        return holder
 
     def run_inference(
         self,
@@ -148,7 +175,7 @@ class SavedModelHandler(base.ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]):
             raise JobError(
                 f"inference_args must be empty; got {sorted(inference_args)}."
             )
-        return [self.score(rows, model.signatures[SIGNATURE]) for rows in batch]
+        return [self.score(rows, model.predict) for rows in batch]
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Returns the bytes of the columns (the default would pickle them)."""

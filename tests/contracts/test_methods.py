@@ -66,7 +66,7 @@ def test_table_gradients_stay_sparse(name, schema):
 
 def test_memorises_64_rows_with_one_trace(name, schema):
     method = data.make_method(name, schema, loss="row_mean")
-    step = tf.function(method.train_step)
+    step = tf.function(method.train_step, autograph=False)
     batch = data.make_batch(schema, 64)
     first = float(step({MAIN: batch})["loss"])
     for _ in range(120):
@@ -139,7 +139,7 @@ def test_unknown_batch_size_gives_the_same_logits(name, schema):
         k: tf.TensorSpec([None, *v.shape[1:]], v.dtype)
         for k, v in batch.features.items()
     }
-    call = tf.function(lambda f: method.model(f), input_signature=[specs])
+    call = tf.function(method.model, input_signature=[specs], autograph=False)
     for rows in (1, 300):
         part = data.take(batch, range(rows))
         out = np.stack([v.numpy() for v in call(part.features).values()], axis=1)
@@ -224,6 +224,20 @@ def test_bfloat16_policy_trains_with_float32_logits(name, schema):
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
     assert method.model(batch.features)[schema.tasks[0]].dtype == tf.float32
+
+
+def test_step_compiles_with_xla(name, schema):
+    method, twin = (data.make_method(name, schema) for _ in range(2))
+    batch = data.make_batch(schema, 24)
+    step = tf.function(method.train_step, jit_compile=True, autograph=False)
+    compiled, plain = (
+        step({MAIN: batch})["loss"],
+        twin.train_step({MAIN: batch})["loss"],
+    )
+    assert float(compiled) == pytest.approx(float(plain), rel=1e-5)
+    np.testing.assert_allclose(
+        data.logits(method, batch), data.logits(twin, batch), rtol=1e-2, atol=1e-3
+    )
 
 
 def test_serving_model_exports_equal_scores(name, schema, tmp_path):

@@ -136,9 +136,13 @@ def test_killed_job_leaves_the_old_data_set(raw, old, tmp_path):
 
 
 def test_replacing_removes_what_was_begun(tmp_path):
-    with pytest.raises(ValueError, match="no"), write.replacing(tmp_path / "x") as path:
-        path.write_text("half")
-        raise ValueError("no")
+    def begin_and_fail():
+        with write.replacing(tmp_path / "x") as path:
+            path.write_text("half")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        begin_and_fail()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,9 +25,13 @@ def test_staging_publishes_with_success_file(tmp_path):
 
 
 def test_staging_removes_everything_on_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "data") as staging:
-        (staging.path / "x").write_text("new")
-        raise KeyboardInterrupt
+    def begin_and_stop():
+        with Staging(tmp_path / "data") as staging:
+            (staging.path / "x").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_and_stop()
     assert names(tmp_path) == []
 
 

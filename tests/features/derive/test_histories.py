@@ -15,10 +15,11 @@ def history_spec(*histories):
 
 def table_of(spec, domain=None, **columns):
     rows = len(columns["item"])
-    batch = raw_batch(rows, **columns)
+    domain = np.zeros(rows, np.int32) if domain is None else domain
+    # Equal content means equal domain: the raw column holds the index.
+    batch = raw_batch(rows, domain=list(domain), **columns)
     good, rejected = canonical.canonicalise(spec, batch)
     assert rejected.num_rows == 0
-    domain = np.zeros(rows, np.int32) if domain is None else domain
     table = pa.Table.from_batches([good])
     return table.append_column("domain", pa.array(domain, pa.int32()))
 

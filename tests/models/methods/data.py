@@ -117,12 +117,14 @@ def check_export(method, model, allowed, batch, path):
         k: tf.TensorSpec([None, *v.shape[1:]], v.dtype, name=k)
         for k, v in batch.features.items()
     }
-    call = tf.function(lambda x: model(x, training=False), input_signature=[specs])
+    call = tf.function(
+        lambda x: model(x, training=False), input_signature=[specs], autograph=False
+    )
     tf.saved_model.save(module, str(path), signatures={"scores": call})
-    scores = tf.saved_model.load(str(path)).signatures["scores"]
+    loaded = tf.saved_model.load(str(path))
+    scores = loaded.signatures["scores"]
     for rows in (1, batch.domain.shape[0]):
         part = take(batch, range(rows))
         out = scores(**part.features)
         out = np.stack([out[t].numpy() for t in method.schema.tasks], axis=1)
         np.testing.assert_allclose(out, logits(method, part), rtol=1e-4, atol=1e-6)
-    return scores

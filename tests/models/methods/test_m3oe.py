@@ -157,7 +157,6 @@ def test_loss_is_a_sum_of_cell_means():
 def test_missing_domain_leaves_its_tower_untouched():
     method = m3oe()
     towers = method.model.towers
-    before = [v.numpy() for v in towers.trainable_variables]
     batch = data.make_batch(method.schema, 12, domain=[0, 2] * 6)
     loss, gradients = data.gradients(method, batch)
     assert np.isfinite(loss)
@@ -165,8 +164,10 @@ def test_missing_domain_leaves_its_tower_untouched():
     with tf.GradientTape() as tape:
         value, _ = method.loss({MAIN: batch})
     for gradient in tape.gradient(value, towers.trainable_variables):
+        gradient = tf.convert_to_tensor(gradient).numpy()
         assert not np.any(gradient[1])
-    assert before
+        assert np.any(gradient[0])
+        assert np.any(gradient[2])
 
 
 def changed(method, run):
@@ -246,15 +247,13 @@ def test_gate_input_is_detached(stop):
         value = tf.reduce_sum(weights * tf.random.stateless_normal([12, 2, 2], [1, 2]))
     found = tape.gradient(value, model.representation.trainable_variables)
     assert all((g is None) == stop for g in found)
-    # The model as a whole: freezing all but the gates' path shows the same.
-    for variable in model.experts.trainable_variables:
-        variable.assign(tf.zeros_like(variable))
+    # In the whole model: experts that ignore h leave the gates as its only reader.
+    model.experts.gammas[0].assign(tf.zeros([7, 8]))
+    model.experts.betas[0].assign(tf.random.stateless_uniform([7, 8], [3, 4]))
     with tf.GradientTape() as tape:
-        fused = model(batch.features)
-        value = tf.add_n([tf.reduce_sum(v) for v in fused.values()])
-    kernel = model.representation.combine.kernel
-    gradient = tape.gradient(value, kernel)
-    assert gradient is None or not np.any(gradient)
+        value = tf.add_n([tf.reduce_sum(v) for v in model(batch.features).values()])
+    gradient = tape.gradient(value, model.representation.combine.kernel)
+    assert (gradient is not None and bool(np.any(gradient))) != stop
 
 
 @pytest.mark.parametrize(("domains", "tasks"), [(1, 2), (3, 1), (1, 1)])
@@ -285,8 +284,7 @@ def test_export_model_has_fusion_as_constants(tmp_path):
     allowed = list(model.variables)
     assert len(allowed) == len(method.model.variables) - 4
     assert not [v for v in allowed if "fusion" in v.name]
-    scores = data.check_export(method, model, allowed, batch, tmp_path)
-    assert not [v for v in scores.variables if "fusion" in v.name]
+    data.check_export(method, model, allowed, batch, tmp_path)
 
 
 def test_export_model_keeps_the_weights_of_its_moment():
@@ -331,12 +329,3 @@ def test_folded_representation_equals_the_formula_in_float64(strict):
         adapted = normed(linear(adapted, block), block)
     expected = combined + adapted
     np.testing.assert_allclose(layer(inputs, rows), expected, rtol=1e-3, atol=1e-4)
-    unknown = (
-        tf.function(
-            layer,
-            input_signature=[tf.TensorSpec([None, 7], tf.float32)],
-        )
-        if False
-        else None
-    )
-    assert unknown is None
