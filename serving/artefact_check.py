@@ -15,7 +15,10 @@ import tensorflow as tf
 
 
 def _encoded(values: np.ndarray) -> np.ndarray:
-    return np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values
+    if values.dtype.kind != "U":
+        return values
+    # NumPy encodes an array without elements (empty lists) to float64.
+    return np.char.encode(values, "utf-8") if values.size else values.astype("S")
 
 
 def main(export_dir: str, inputs_path: str, outputs_path: str) -> None:

@@ -386,7 +386,7 @@ def _parse_window(
     domains = dataset.info.fitted.domains
     check = tf.debugging.Assert(
         tf.reduce_all((old_domain >= 0) & (old_domain < len(domains))),
-        [f"column 'domain' must be 0 to {len(domains) - 1}; got", old_domain],
+        [f"column domain must be 0 to {len(domains) - 1}; got", old_domain],
     )
     with tf.control_dependencies([check]):
         domain = tf.gather(chosen.domain_map, old_domain)

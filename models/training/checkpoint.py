@@ -30,6 +30,8 @@ class RunState:
       best_metric: Its metric; None while undefined.
       evals_without_gain: Evaluations since.
       rows: Rows trained on, padding left out.
+      loss_sum: Sum of the training loss over the steps since the last evaluation.
+      loss_steps: Those steps.
       timed_rows: Rows and seconds of the calls that count for rows/s: all but the
       timed_secs: first of each process, which compiles.
       secs: Wall seconds of the run over all its processes.
@@ -45,6 +47,8 @@ class RunState:
     best_metric: float | None = None
     evals_without_gain: int = 0
     rows: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
     timed_rows: int = 0
     timed_secs: float = 0.0
     secs: float = 0.0

@@ -11,12 +11,7 @@ from models.training.streams import TrainStreams
 
 
 class Events:
-    """Runs a method's events between calls.
-
-    Attributes:
-      last_metrics: Scalars of the last call, and what events gave since, as
-        "<event>/<name>".
-    """
+    """Runs a method's events between calls."""
 
     def __init__(
         self, method: Method, strategy: tf.distribute.Strategy, state: RunState
@@ -30,16 +25,19 @@ class Events:
                     f"PeriodicEvent.every_steps must be at least 1; got "
                     f"{event.every_steps} (event {event.name!r})."
                 )
-        self.last_metrics: Mapping[str, float] = {}
 
     def steps_to_next(self) -> float:
         """Returns the number of steps to the next event; inf without events."""
         left = (e.every_steps - self._state.step % e.every_steps for e in self._events)
         return min(left, default=float("inf"))
 
-    def run_due(self, streams: TrainStreams) -> None:
-        """Runs, in the method's order, the events due at this step and not yet done."""
+    def run_due(self, streams: TrainStreams) -> dict[str, float]:
+        """Runs, in the method's order, the events due at this step and not yet done.
+
+        Returns the scalars they gave, as "<event>/<name>".
+        """
         step = self._state.step
+        given: dict[str, float] = {}
         for event in self._events:
             done = self._state.events_done.get(event.name, 0)
             if step == 0 or step % event.every_steps or done == step:
@@ -47,8 +45,9 @@ class Events:
             arguments = (streams.draw(),) if event.takes_batch else ()
             values = self._run(event.run, arguments)
             self._state.events_done[event.name] = step
-            named = {f"{event.name}/{k}": float(v) for k, v in (values or {}).items()}
-            self.last_metrics = {**self.last_metrics, **named}
+            for key, value in (values or {}).items():
+                given[f"{event.name}/{key}"] = float(value)
+        return given
 
     def _run(self, run: Any, arguments: tuple[Any, ...]) -> Mapping[str, Any] | None:
         """Calls the event; one that takes a batch runs on every replica's part."""

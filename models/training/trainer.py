@@ -173,7 +173,9 @@ class Trainer:
     def _after_step(self, progress: Progress) -> None:
         """Does what is due at this step and not yet done: events, evaluation, save."""
         state = self.state
-        self._events.run_due(self._streams)
+        given = self._events.run_due(self._streams)
+        if given:
+            self._summaries.write("event", given, state.step)
         at_end = state.step >= self.max_steps
         due = state.step > 0 and (state.step % self.eval_steps == 0 or at_end)
         if due and state.eval_step != state.step:
@@ -210,12 +212,13 @@ class Trainer:
                 "rows": state.rows,
                 "metric": value,
                 "is_best": gained,
-                "train_loss": self._events.last_metrics.get("loss"),
+                "train_loss": self._mean_loss(),
                 "train_rows_per_sec": self._rows_per_sec(),
                 "validation": values,
                 "method": own,
             }
         )
+        state.loss_sum, state.loss_steps = 0.0, 0
         if value is None:
             _log.warning("%s is undefined on the validation rows", metric)
         progress.evaluated(state.step, metric, value, " (best)" if gained else "")
@@ -246,7 +249,9 @@ class Trainer:
         self._profiler.after(self.state.step, rows=rows, secs=secs)
         if not result.is_finite:
             raise self._explain_non_finite()
-        self._events.last_metrics = result.metrics
+        if "loss" in result.metrics:
+            self.state.loss_sum += result.metrics["loss"] * result.steps
+            self.state.loss_steps += result.steps
         rate = rows / secs
         self._log_call(result, rate)
         progress.update(
@@ -355,6 +360,11 @@ class Trainer:
         )
         result.save()
         return result
+
+    def _mean_loss(self) -> float | None:
+        """Returns the mean training loss since the last evaluation."""
+        steps = self.state.loss_steps
+        return self.state.loss_sum / steps if steps else None
 
     def _rows_per_sec(self) -> float | None:
         secs = self.state.timed_secs

@@ -265,7 +265,7 @@ def test_no_row_left_is_an_error_with_the_counts(blocks, cache):
 def test_domain_index_out_of_range_is_an_error(tmp_path, cache):
     wide = tiny_dataset.make_dataset(tmp_path / "wide", rows=100, domains=4)
     narrow = dataclasses.replace(wide.info, fitted=tiny_dataset.make_fitted(3))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="'domain' must be 0 to 2"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="domain must be 0 to 2"):
         _batches(dataclasses.replace(wide, info=narrow), batch_size=B, cache=cache)
 
 
