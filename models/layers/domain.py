@@ -239,6 +239,7 @@ class DomainTowers(keras.layers.Layer):
             norm=norm,
             activation=activation,
             dropout=dropout,
+            dtype=kwargs.get("dtype"),
         )
 
     def build(self, input_shape: Any) -> None:

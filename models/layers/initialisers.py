@@ -20,6 +20,12 @@ class Stacked(keras.initializers.Initializer):
 
     def __init__(self, base: str | dict[str, Any] | keras.initializers.Initializer):
         self.base = keras.initializers.get(base)
+        seed = getattr(self.base, "seed", None)
+        if seed is not None:
+            raise ValueError(
+                f"Stacked.base must not carry a seed; got {seed}: every kernel of the "
+                "stack would start equal. Seed the run instead."
+            )
 
     def __call__(self, shape: Any, dtype: Any = tf.float32, **kwargs: Any) -> tf.Tensor:
         """Returns values of `shape`; the last two axes are one kernel."""

@@ -147,15 +147,23 @@ class MLP(keras.layers.Layer):
         self.cross_layers = cross_layers
         self.cross_rank = cross_rank
         self.crosses = [
-            tfrs.layers.dcn.Cross(projection_dim=cross_rank)
+            tfrs.layers.dcn.Cross(projection_dim=cross_rank, dtype=kwargs.get("dtype"))
             for _ in range(cross_layers)
         ]
         self.blocks = [
-            DenseBlock(units, norm=norm, activation=activation, dropout=dropout)
+            DenseBlock(
+                units,
+                norm=norm,
+                activation=activation,
+                dropout=dropout,
+                dtype=kwargs.get("dtype"),
+            )
             for units in self.hidden_units
         ]
         if output_units is not None:
-            self.blocks.append(DenseBlock(output_units, activation=None))
+            self.blocks.append(
+                DenseBlock(output_units, activation=None, dtype=kwargs.get("dtype"))
+            )
 
     def call(
         self,
