@@ -133,7 +133,8 @@ def test_unknown_batch_size_gives_the_same(kind):
     x = tf.constant(inputs(domain), tf.float32)
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, WIDTH]), tf.TensorSpec([None], tf.int32)]
+        input_signature=[tf.TensorSpec([None, WIDTH]), tf.TensorSpec([None], tf.int32)],
+        autograph=False,
     )
     def call(x, domain):
         return run_rows(layer, x, domain)

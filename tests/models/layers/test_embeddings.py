@@ -160,7 +160,7 @@ def test_large_tables_have_a_variable_of_their_own_and_score_the_same():
 
 def test_fields_of_one_width_are_read_by_one_gather_for_ids_and_one_for_lists():
     layer = make()
-    graph = tf.function(layer).get_concrete_function(batch()).graph
+    graph = tf.function(layer, autograph=False).get_concrete_function(batch()).graph
     gathers = [op for op in graph.get_operations() if op.type == "ResourceGather"]
     assert len(gathers) == 4  # two widths, each with single ids and lists
 

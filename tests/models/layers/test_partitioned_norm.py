@@ -153,7 +153,7 @@ def test_statistics_of_two_replicas_are_those_of_the_whole_batch(two_replicas):
     with two_replicas.scope():
         layer = make()
 
-    @tf.function
+    @tf.function(autograph=False)
     def run():
         def replica():
             i = tf.distribute.get_replica_context().replica_id_in_sync_group
