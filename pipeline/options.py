@@ -28,6 +28,7 @@ class PreprocessOptions(Config):
     compression: Literal["", "GZIP"] = ""
     statistics: bool = True
     statistics_sample_rate: float = Field(1.0, gt=0, le=1)
+    statistics_by_day: bool = Field(False, description="a slice a day: daily drift")
     fail_on_anomalies: bool = False
     schema_path: str | None = Field(None, description="a curated schema.pbtxt")
     previous_data_dir: str | None = Field(
@@ -46,4 +47,8 @@ class PreprocessOptions(Config):
             raise ValueError("data_dir must not be raw_dir: raw files would be lost")
         if self.fail_on_anomalies and not self.statistics:
             raise ValueError("fail_on_anomalies needs statistics")
+        if self.statistics_by_day and self.spec.day_source is None:
+            raise ValueError(
+                "statistics_by_day needs keys.day, or a time that is not an order"
+            )
         return self

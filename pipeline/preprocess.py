@@ -16,9 +16,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from features.config import ConfigError
 from features.dataset import Dataset
 from features.registry import dataset_spec
+from features.spec import SPLITS
 from pipeline.errors import is_user_error, root_cause
 from pipeline.jobs import preprocess
 from pipeline.options import PreprocessOptions
+
+SHOWN_ANOMALIES = 5  # of the summary; the report has all
 
 EPILOG = """examples:
   python -m pipeline.preprocess --dataset synthetic --raw_dir raw --data_dir data
@@ -46,18 +49,46 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], help="a.b=value in the spec; repeatable"
     )
     result.add_argument("--seed", type=int, default=0, help="of the global shuffle")
-    result.add_argument("--record_format", choices=("block", "row"), default="block")
-    result.add_argument("--block_rows", type=int, default=4096)
-    result.add_argument("--rows_per_file", type=int, default=131_072)
+    result.add_argument(
+        "--record_format",
+        choices=("block", "row"),
+        default="block",
+        help="many rows a record, read faster (default), or one",
+    )
+    result.add_argument("--block_rows", type=int, default=4096, help="default 4096")
+    result.add_argument(
+        "--rows_per_file", type=int, default=131_072, help="default 131072"
+    )
     result.add_argument("--compression", choices=("", "GZIP"), default="")
     result.add_argument(
-        "--statistics", action=argparse.BooleanOptionalAction, default=True
+        "--statistics",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="TFDV statistics, schema and anomalies (most of the job's time)",
     )
-    result.add_argument("--statistics_sample_rate", type=float, default=1.0)
-    result.add_argument("--fail_on_anomalies", action="store_true")
-    result.add_argument("--schema", help="a curated schema.pbtxt")
-    result.add_argument("--previous_data_dir", help="continue its vocabularies")
-    result.add_argument("--overwrite", action="store_true")
+    result.add_argument(
+        "--statistics_sample_rate", type=float, default=1.0, help="share of rows"
+    )
+    result.add_argument(
+        "--statistics_by_day",
+        action="store_true",
+        help="also compare each day with the one before",
+    )
+    result.add_argument(
+        "--fail_on_anomalies",
+        action="store_true",
+        help="publish nothing when statistics break the schema, skew or drift",
+    )
+    result.add_argument(
+        "--schema", help="a curated schema.pbtxt (default: inferred, or the previous)"
+    )
+    result.add_argument(
+        "--previous_data_dir",
+        help="data set of the day before: continues its vocabularies and schema",
+    )
+    result.add_argument(
+        "--overwrite", action="store_true", help="replace data_dir, at the very end"
+    )
     return result
 
 
@@ -80,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
                 "compression": args.compression,
                 "statistics": args.statistics,
                 "statistics_sample_rate": args.statistics_sample_rate,
+                "statistics_by_day": args.statistics_by_day,
                 "fail_on_anomalies": args.fail_on_anomalies,
                 "schema_path": args.schema,
                 "previous_data_dir": args.previous_data_dir,
@@ -142,8 +174,9 @@ def summary(dataset: Dataset, secs: float) -> str:
     head = f"{'split':12}{'domain':20}{'rows':>12}"
     lines = [head + "".join(f"{t[:12] + ' %':>15}" for t in tasks)]
     total = 0
-    for split, domains in info.counts.items():
-        for domain, cell in domains.items():
+    for split in SPLITS:
+        for domain in info.fitted.domains:
+            cell = info.counts[split][domain]
             total += cell["rows"]
             shares = "".join(
                 f"{100 * cell['positives'][t] / max(cell['labelled'][t], 1):15.2f}"
@@ -152,6 +185,11 @@ def summary(dataset: Dataset, secs: float) -> str:
             lines.append(f"{split:12}{domain:20}{cell['rows']:12,}{shares}")
     for reason, count in info.rejected.items():
         lines.append(f"rejected: {count:,} x {reason}")
+    unknown = ", ".join(
+        f"{name} {count:,}" for name, count in info.unknown.get("test", {}).items()
+    )
+    lines.append(f"unknown ids in test: {unknown or 'none'}")
+    lines += _anomaly_lines(dataset)
     peak = max(
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -162,6 +200,21 @@ def summary(dataset: Dataset, secs: float) -> str:
     )
     lines.append(f"data set: {dataset.data_dir} (fingerprint {info.fingerprint})")
     return "\n".join(lines)
+
+
+def _anomaly_lines(dataset: Dataset) -> list[str]:
+    folder = dataset.data_dir / "anomalies"
+    if not folder.exists():
+        return []
+    # Not at the top: without statistics nobody need wait for TFDV.
+    from pipeline.validation import AnomalyReport
+
+    report = AnomalyReport.load(dataset.data_dir)
+    if report is None or not report.has_errors:
+        return ["anomalies: none"]
+    where = folder / "report.txt"
+    shown = report.to_text(SHOWN_ANOMALIES).replace("\n", "\n  ")
+    return [f"anomalies: {len(report.anomalies)}, all in {where}", f"  {shown}"]
 
 
 if __name__ == "__main__":

@@ -86,7 +86,10 @@ def build(
     _ = rows | "Samples" >> samples.WriteSamples(folder, options.seed)
     if options.statistics:
         _ = rows | "Statistics" >> statistics.WriteStatistics(
-            folder, options.statistics_sample_rate, options.seed
+            folder,
+            options.statistics_sample_rate,
+            options.seed,
+            by_day=options.statistics_by_day,
         )
     _ = (
         rejected
@@ -140,8 +143,10 @@ def run(options: PreprocessOptions) -> Dataset:
             )
             if options.fail_on_anomalies and report.has_errors:
                 raise JobError(
-                    "statistics must have no anomalies (--fail_on_anomalies); got:\n"
-                    + report.to_text()
+                    "statistics must have no anomalies (--fail_on_anomalies); got "
+                    f"{len(report.anomalies)}:\n{report.to_text()}\nMend the raw rows, "
+                    "or allow what is right in a curated schema (--schema). Nothing "
+                    "was published; without the flag the data set is, with a report."
                 )
         staging.publish()
     return Dataset.open(options.data_dir)
