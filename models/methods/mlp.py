@@ -1,4 +1,4 @@
-"""MLP on all rows; form `mtl` gives the single-domain one, `isolated` one a cell."""
+"""MLP or DCN-v2 on all rows; form `mtl` is one a domain, `isolated` one a cell."""
 
 from typing import Literal
 
@@ -19,6 +19,7 @@ class MLPConfig(MethodConfig):
     norm: Literal["none", "layer", "batch"] = "layer"
     dropout: float = Field(0.0, ge=0, lt=1)
     cross_layers: int = Field(0, ge=0, description="DCN-v2 layers before the MLP")
+    cross_rank: int | None = Field(None, ge=1, description="of their kernels; full")
     embedding_stddev: float = Field(0.01, gt=0)
     domain_feature: bool = Field(True, description="the domain id is an input")
 
@@ -38,6 +39,7 @@ class MLPModel(DomainModel):
             norm=config.norm,
             dropout=config.dropout,
             cross_layers=config.cross_layers,
+            cross_rank=config.cross_rank,
         )
 
     def logits(
@@ -56,7 +58,8 @@ class MLPModel(DomainModel):
 class MLP(Method):
     """One network for all domains ("mixed").
 
-    Source: Covington et al., RecSys 2016 (embedding and MLP).
+    Source: Covington et al., RecSys 2016 (embedding and MLP); with `cross_layers`
+    Wang et al., WWW 2021 (DCN-v2, stacked).
     Differs: layer normalisation in the blocks, as in the M3oE authors' baseline.
     """
 

@@ -7,6 +7,7 @@ import tf_keras as keras
 from features.schema import FeatureInfo, ModelSchema
 from models import registry
 from models.method import MAIN
+from tests.models.layers import twins
 from tfrecords_tools.batch import Batch
 
 FAST = {
@@ -128,3 +129,20 @@ def check_export(method, model, allowed, batch, path):
         out = scores(**part.features)
         out = np.stack([out[t].numpy() for t in method.schema.tasks], axis=1)
         np.testing.assert_allclose(out, logits(method, part), rtol=1e-4, atol=1e-6)
+
+
+def without_indicator(num_domains=3, num_tasks=2):
+    """The schema whose model inputs do not tell the domain."""
+    schema = make_schema(num_domains, num_tasks)
+    fields = tuple(f for f in schema.features if f.role != "domain")
+    return ModelSchema(fields, schema.domains, schema.tasks)
+
+
+def check_tower(towers, x, d, t, got):
+    """Compares a logit with tower (d, t) on `x` in float64."""
+    hidden = towers.hidden
+    for i in range(len(hidden.hidden_units)):
+        names = ("kernels", "biases", "gammas", "betas")
+        x = twins.block(x, *(twins.array(getattr(hidden, n)[i])[d, t] for n in names))
+    kernel, bias = twins.array(towers.kernel)[d, t, :, 0], twins.array(towers.bias)
+    np.testing.assert_allclose(got, x @ kernel + bias[d, t], rtol=2e-3, atol=2e-3)
