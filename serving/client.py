@@ -71,13 +71,27 @@ def predict_grpc(
     return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    columns = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        is_number = isinstance(values[0], int | float)
-        columns[name] = np.array(values, np.float32 if is_number else object)
-    return columns
+def columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Returns input arrays by name from rows; lists are padded with "".
+
+    Raises:
+      ValueError: When there is no row, or one has other inputs than the first.
+    """
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(
+            "client.rows must be a non-empty list of objects with the same keys; got "
+            f'{len(rows)} rows. Give a missing value as "" or NaN.'
+        )
+    return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if isinstance(values[0], list):
+        width = max(map(len, values))
+        padded = [value + [""] * (width - len(value)) for value in values]
+        return np.array(padded, object).reshape(len(values), width)
+    is_number = isinstance(values[0], int | float)
+    return np.array(values, np.float32 if is_number else object)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             with open(args.rows, encoding="utf-8") as file:
                 rows = json.load(file)
         if args.grpc:
-            outputs = predict_grpc(args.grpc, args.model, _columns(rows))
+            outputs = predict_grpc(args.grpc, args.model, columns(rows))
             names = list(outputs)
             scored = [
                 dict(zip(names, map(float, row), strict=True))
@@ -108,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             ]
         else:
             scored = predict_rest(f"http://{args.rest}/v1/models/{args.model}", rows)
-    except (RequestError, OSError, ValueError, KeyError, IndexError) as error:
+    except (RequestError, OSError, ValueError) as error:
         print(f"client failed: {error}", file=sys.stderr)
         return 1
     for row in scored:

@@ -80,8 +80,13 @@ def export(
       split: Split whose rows are used for parity and the gate.
 
     Raises:
-      ExportError, parity.ParityError, gate.GateError, publish.PublishError.
+      ExportError, signatures.VariableError: More or less than the serving part.
+      parity.ParityError: Scores differ from the training graph's.
+      gate.GateError: A domain fell against the published version.
+      publish.PublishError: The version exists.
     """
+    if keep < 0:
+        raise publish.PublishError(f"export.keep must be 0 or more; got {keep}.")
     base_dir = pathlib.Path(base_dir)
     version = publish.next_version(base_dir, version)
     module = ServingModule(method, dataset, unknown_domain)
@@ -120,7 +125,7 @@ def export(
 def assert_only_serving_variables(folder: pathlib.Path, method: Method) -> None:
     """Checks the saved variables against the method's allow-list.
 
-    Compared by name-free shape and dtype counts of what lies in the folder, so a
+    Compared by counts of shapes and dtypes of what lies in the folder, so a
     training-only variable that slipped in, or a serving one that was lost, is seen
     whatever object it hung on.
 
@@ -196,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
             keep=args.keep,
             split=args.split,
         )
-    except (ValueError, LookupError, RuntimeError, OSError) as error:
+    except (ValueError, LookupError, RuntimeError, OSError, tf.errors.OpError) as error:
         print(f"export failed: {error}", file=sys.stderr)
         return 1
     print(f"gate: {done.gate.text}")

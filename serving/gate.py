@@ -7,6 +7,7 @@ DeLong's paired test per domain and task.
 
 import dataclasses
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -78,7 +79,13 @@ def decide(
             f"gate: the published version {version} must hold {SCORES_FILE}; "
             f"{published_dir} does not. Publish once with --gate off."
         )
-    published = Scores.load(path)
+    try:
+        published = Scores.load(path)
+    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise GateError(
+            f"gate: {path} must be scores that an export wrote; it cannot be read: "
+            f"{error}. Publish once with --gate off."
+        ) from error
     ours, theirs = _shared_rows(candidate, published, version)
     result = compare_runs(
         domain=candidate.domain[ours],
@@ -92,12 +99,12 @@ def decide(
     differences, fallen = {}, []
     for cell in result["cells"]:
         name = f"{cell['domain']}/{cell['task']}"
-        difference, error = cell["difference"], cell["standard_error_rows"] or 0.0
+        difference, noise = cell["difference"], cell["standard_error_rows"] or 0.0
         differences[name] = difference
-        if difference < -NOISE_FACTOR * error:
+        if difference < -NOISE_FACTOR * noise:
             fallen.append(
                 f"{name} AUC {cell['auc_b']:.4f} -> {cell['auc_a']:.4f} "
-                f"({difference:+.4f}, noise {error:.4f})"
+                f"({difference:+.4f}, noise {noise:.4f})"
             )
     if fallen:
         raise GateError(

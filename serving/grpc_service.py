@@ -6,6 +6,8 @@ import time
 import grpc
 import numpy as np
 import tensorflow as tf
+from absl import logging
+from tensorflow.core.protobuf import error_codes_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -23,6 +25,8 @@ from serving.model_store import (
 )
 from serving.monitoring import Monitoring
 
+_METADATA_FIELD = "signature_def"
+_OK, _UNKNOWN = error_codes_pb2.OK, error_codes_pb2.UNKNOWN
 _STATES = get_model_status_pb2.ModelVersionStatus.State
 
 
@@ -54,26 +58,45 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> predict_pb2.PredictResponse:
         """Scores rows."""
         start = time.monotonic()
-        code = grpc.StatusCode.OK
+        code, text, response = grpc.StatusCode.OK, "", None
         try:
-            model = _model(self._store, request.model_spec)
-            inputs = {k: _ndarray(k, v) for k, v in request.inputs.items()}
-            signature = request.model_spec.signature_name
-            future = self._pool.submit(model.predict, signature, inputs)
-            remaining = context.time_remaining()
-            limit = min(self._timeout_secs, remaining or self._timeout_secs)
-            outputs = future.result(timeout=limit)
+            response = self._predict(request, context)
         except UnknownVersionError as error:
             code, text = grpc.StatusCode.NOT_FOUND, str(error)
         except BadRequestError as error:
             code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except concurrent.futures.TimeoutError:
-            future.cancel()
-            code, text = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed."
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            text = (
+                f"request must be answered within {self._timeout_secs:g} s or the "
+                "caller's deadline; it was not. Send fewer rows, or start the server "
+                "with a larger --timeout_secs."
+            )
+        except Exception:  # the caller must get an answer; the log gets the reason
+            logging.exception("Predict failed")
+            code, text = grpc.StatusCode.INTERNAL, "the server failed; see its log."
         self._monitoring.requests.labels("grpc", code.name).inc()
         self._monitoring.latency.labels("grpc").observe(time.monotonic() - start)
-        if code is not grpc.StatusCode.OK:
+        if response is None:
             context.abort(code, text)
+        return response
+
+    def _predict(
+        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
+    ) -> predict_pb2.PredictResponse:
+        model = _model(self._store, request.model_spec)
+        inputs = {k: _ndarray(k, v) for k, v in request.inputs.items()}
+        signature = request.model_spec.signature_name
+        remaining = context.time_remaining()
+        limit = min(
+            self._timeout_secs, self._timeout_secs if remaining is None else remaining
+        )
+        future = self._pool.submit(model.predict, signature, inputs)
+        try:
+            outputs = future.result(timeout=limit)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise
         self._monitoring.rows.inc(len(next(iter(outputs.values()))))
         response = predict_pb2.PredictResponse(
             outputs={k: tf.make_tensor_proto(v) for k, v in outputs.items()}
@@ -87,7 +110,13 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         request: get_model_metadata_pb2.GetModelMetadataRequest,
         context: grpc.ServicerContext,
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """Returns the signatures."""
+        """Returns the signatures; the request must ask for `signature_def`."""
+        fields = list(request.metadata_field)
+        if fields != [_METADATA_FIELD]:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"request.metadata_field must be [{_METADATA_FIELD!r}]; got {fields}.",
+            )
         try:
             model = _model(self._store, request.model_spec)
         except UnknownVersionError as error:
@@ -98,7 +127,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         defs = get_model_metadata_pb2.SignatureDefMap(
             signature_def=model.signature_defs
         )
-        response.metadata["signature_def"].Pack(defs)
+        response.metadata[_METADATA_FIELD].Pack(defs)
         return response
 
 
@@ -129,6 +158,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             status = response.model_version_status.add(
                 version=number, state=_STATES.Value(state)
             )
+            status.status.error_code = _UNKNOWN if text else _OK
             status.status.error_message = text
         return response
 
@@ -142,4 +172,4 @@ def _ndarray(name: str, proto: object) -> np.ndarray:
     try:
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
-        raise BadRequestError(f"inputs.{name} must be a tensor: {error}") from error
+        raise BadRequestError(f"inputs.{name} must be a tensor; {error}.") from error

@@ -1,4 +1,4 @@
-"""TF Serving's REST interface on aiohttp."""
+"""TF Serving's REST interface on aiohttp: paths, bodies and errors are its own."""
 
 import asyncio
 import base64
@@ -6,15 +6,21 @@ import binascii
 import concurrent.futures
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from aiohttp import web
-from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving.model_store import BadRequestError, ModelStore, UnknownVersionError
+from serving.model_store import (
+    BadRequestError,
+    LoadedModel,
+    ModelStore,
+    UnknownVersionError,
+)
 from serving.monitoring import Monitoring
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -46,8 +52,9 @@ class RestApp:
         self._pool = pool
         self._timeout_secs = timeout_secs
         self.app = web.Application(
-            client_max_size=max_request_bytes, middlewares=[self._errors]
+            client_max_size=max_request_bytes, middlewares=[self._answer]
         )
+        self._max_request_bytes = max_request_bytes
         self.app.add_routes(
             [
                 web.post(_MODEL + ":predict", self._predict),
@@ -62,7 +69,7 @@ class RestApp:
         )
 
     @web.middleware
-    async def _errors(
+    async def _answer(
         self,
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
@@ -76,10 +83,24 @@ class RestApp:
             response = _error(400, str(error))
         except TimeoutError:
             response = _error(
-                504, f"request was not answered within {self._timeout_secs} s."
+                504,
+                f"request must be answered within {self._timeout_secs:g} s; it was "
+                "not. Send fewer rows, or start the server with a larger "
+                "--timeout_secs.",
+            )
+        except web.HTTPRequestEntityTooLarge:
+            response = _error(
+                413,
+                f"request must have at most {self._max_request_bytes} bytes; got more. "
+                "Send fewer rows, or start the server with a larger "
+                "--max_request_bytes.",
             )
         except web.HTTPException as error:
-            response = _error(error.status, error.reason)
+            text = f"{request.method} {request.path}: {error.reason}."
+            response = _error(error.status, text, error.headers)
+        except Exception:  # the caller must get an answer; the log gets the reason
+            logging.exception("%s %s failed", request.method, request.path)
+            response = _error(500, "the server failed; its log says why.")
         self._monitoring.requests.labels("rest", str(response.status)).inc()
         self._monitoring.latency.labels("rest").observe(time.monotonic() - start)
         return response
@@ -87,13 +108,12 @@ class RestApp:
     async def _predict(self, request: web.Request) -> web.Response:
         model = self._store.get(request.match_info["name"], _version(request))
         body = parse_body(await request.read())
-        inputs, is_row_format = parse_inputs(body)
         future = asyncio.get_running_loop().run_in_executor(
-            self._pool, model.predict, body.get("signature_name", ""), inputs
+            self._pool, _predict, model, body
         )
-        outputs = await asyncio.wait_for(future, self._timeout_secs)
-        self._monitoring.rows.inc(len(next(iter(outputs.values()))))
-        return web.json_response(format_outputs(outputs, is_row_format))
+        answer, rows = await asyncio.wait_for(future, self._timeout_secs)
+        self._monitoring.rows.inc(rows)
+        return web.json_response(answer)
 
     async def _status(self, request: web.Request) -> web.Response:
         states = self._store.status(request.match_info["name"], _version(request))
@@ -115,15 +135,14 @@ class RestApp:
 
     async def _metadata(self, request: web.Request) -> web.Response:
         model = self._store.get(request.match_info["name"], _version(request))
-        defs = get_model_metadata_pb2.SignatureDefMap(
-            signature_def=model.signature_defs
-        )
         name = request.match_info["name"]
         spec = {"name": name, "signature_name": "", "version": str(model.version)}
-        signatures = json_format.MessageToDict(defs, preserving_proto_field_name=True)
-        return web.json_response(
-            {"model_spec": spec, "metadata": {"signature_def": signatures}}
-        )
+        signatures = {
+            key: _signature_json(value) for key, value in model.signature_defs.items()
+        }
+        # Twice "signature_def": the name of the metadata field, then of its content.
+        metadata = {"signature_def": {"signature_def": signatures}}
+        return web.json_response({"model_spec": spec, "metadata": metadata})
 
     async def _health(self, _: web.Request) -> web.Response:
         ready = self._store.is_ready()
@@ -142,8 +161,50 @@ def _version(request: web.Request) -> int | None:
     return int(text)
 
 
-def _error(status: int, text: str) -> web.Response:
-    return web.json_response({"error": text}, status=status)
+def _error(
+    status: int, text: str, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    allow = {k: v for k, v in (headers or {}).items() if k == "Allow"}
+    return web.json_response({"error": text}, status=status, headers=allow)
+
+
+def _predict(model: LoadedModel, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns the JSON answer and its number of rows; runs outside the event loop."""
+    signature = body.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise BadRequestError(
+            f"request.signature_name must be a string; got {signature!r}."
+        )
+    inputs, is_row_format = parse_inputs(body, model.input_names(signature))
+    outputs = model.predict(signature, inputs)
+    rows = len(next(iter(outputs.values())))
+    return format_outputs(outputs, is_row_format), rows
+
+
+def _signature_json(signature: meta_graph_pb2.SignatureDef) -> dict[str, Any]:
+    """Returns a SignatureDef as TF Serving prints it: int64 as text, no field left out.
+
+    Spelt out because the option of `json_format` for it changed its name between
+    versions of protobuf.
+    """
+    return {
+        "inputs": {k: _tensor_json(v) for k, v in signature.inputs.items()},
+        "outputs": {k: _tensor_json(v) for k, v in signature.outputs.items()},
+        "method_name": signature.method_name,
+        "defaults": {},
+    }
+
+
+def _tensor_json(info: meta_graph_pb2.TensorInfo) -> dict[str, Any]:
+    shape = info.tensor_shape
+    return {
+        "dtype": types_pb2.DataType.Name(info.dtype),
+        "tensor_shape": {
+            "dim": [{"size": str(dim.size), "name": dim.name} for dim in shape.dim],
+            "unknown_rank": shape.unknown_rank,
+        },
+        "name": info.name,
+    }
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
@@ -163,34 +224,64 @@ def parse_body(data: bytes) -> dict[str, Any]:
     return body
 
 
-def parse_inputs(body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def parse_inputs(
+    body: dict[str, Any], names: Sequence[str]
+) -> tuple[dict[str, Any], bool]:
     """Returns (inputs by name, is row format) from `instances` or `inputs`.
+
+    Args:
+      body: The request.
+      names: Inputs of the signature; the name of a single one may be left out.
 
     Raises:
       BadRequestError: When neither or both stand there, or they have no regular shape.
     """
-    if ("instances" in body) == ("inputs" in body):
-        raise BadRequestError("request must have either 'instances' or 'inputs'.")
-    if "inputs" in body:
+    given = [key for key in ("instances", "inputs") if key in body]
+    if len(given) != 1:
+        raise BadRequestError(
+            "request must have either 'instances' (rows) or 'inputs' (columns); got "
+            f"{' and '.join(given) or 'neither'}."
+        )
+    if given == ["inputs"]:
         inputs = body["inputs"]
-        if not isinstance(inputs, dict):
-            inputs = {"examples": inputs}
+        if not isinstance(inputs, dict) or set(inputs) == {"b64"}:
+            inputs = {_only(names): inputs}
         return {name: _array(name, value) for name, value in inputs.items()}, False
     instances = body["instances"]
     if not isinstance(instances, list) or not instances:
-        raise BadRequestError("request.instances must be a non-empty list.")
-    first = instances[0]
-    if not isinstance(first, dict) or set(first) == {"b64"}:
-        return {"examples": _array("examples", instances)}, True
-    names = set(first)
+        raise BadRequestError(
+            f"request.instances must be a non-empty list; got {_json_kind(instances)}."
+        )
+    if not _is_named(instances[0]):
+        name = _only(names)
+        return {name: _array(name, instances)}, True
+    known = set(instances[0])
     for row, instance in enumerate(instances):
-        if not isinstance(instance, dict) or set(instance) != names:
+        if not _is_named(instance) or set(instance) != known:
             raise BadRequestError(
                 f"request.instances[{row}] must have the inputs of the first one "
-                f"({', '.join(sorted(names))})."
+                f"({', '.join(sorted(known))}); got "
+                f"{', '.join(sorted(instance)) if _is_named(instance) else instance!r}."
             )
-    columns = {name: [row[name] for row in instances] for name in names}
+    columns = {name: [row[name] for row in instances] for name in known}
     return {n: _array(n, _padded(v)) for n, v in columns.items()}, True
+
+
+def _is_named(instance: Any) -> bool:
+    return isinstance(instance, dict) and set(instance) != {"b64"}
+
+
+def _only(names: Sequence[str]) -> str:
+    if len(names) != 1:
+        raise BadRequestError(
+            "request.instances and request.inputs must name their inputs "
+            f"({', '.join(names)}); got values without names."
+        )
+    return names[0]
+
+
+def _json_kind(value: Any) -> str:
+    return "[]" if value == [] else type(value).__name__
 
 
 def _padded(values: list[Any]) -> list[Any]:
@@ -205,17 +296,20 @@ def _array(name: str, value: Any) -> np.ndarray:
     try:
         decoded = _decode(value)
         array = np.array(decoded)
-        if array.dtype.kind in "US":
-            array = np.array(decoded, object)
     except (ValueError, TypeError, binascii.Error) as error:
         raise BadRequestError(
-            f"inputs.{name} must be a regular array of numbers or strings: {error}"
+            f"inputs.{name} must be a regular array of numbers or strings; {error}."
         ) from error
-    if array.dtype == object and any(
-        not isinstance(v, str | bytes) for v in array.reshape(-1)
-    ):
+    if array.dtype.kind in "US":
+        # NumPy turns a number among strings to text, and cuts trailing zero bytes.
+        array = np.array(decoded, object)
+    if array.dtype.kind not in "OSU":
+        return array
+    wrong = [v for v in array.reshape(-1) if not isinstance(v, str | bytes)]
+    if wrong:
         raise BadRequestError(
-            f"inputs.{name} must hold only numbers or only strings, without null."
+            f"inputs.{name} must hold only numbers or only strings, no null; got "
+            f'{wrong[0]!r}. Send NaN or "" for a missing value.'
         )
     return array
 
@@ -223,7 +317,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) != {"b64"}:
-            raise ValueError("an object must be {'b64': ...}")
+            raise ValueError(f"got an object with {', '.join(sorted(value))}")
         return base64.b64decode(value["b64"], validate=True)
     if isinstance(value, list):
         return [_decode(item) for item in value]
@@ -233,10 +327,16 @@ def _decode(value: Any) -> Any:
 def format_outputs(
     outputs: dict[str, np.ndarray], is_row_format: bool
 ) -> dict[str, Any]:
-    """Returns the JSON answer, in the format that the request had."""
+    """Returns the JSON answer, in the format that the request had.
+
+    As in TF Serving, the name of a single output is left out.
+    """
     columns = {name: value.tolist() for name, value in outputs.items()}
+    is_single = len(columns) == 1
     if not is_row_format:
-        return {"outputs": columns}
+        return {"outputs": next(iter(columns.values())) if is_single else columns}
+    if is_single:
+        return {"predictions": next(iter(columns.values()))}
     names = list(columns)
     rows = zip(*columns.values(), strict=True)
     return {"predictions": [dict(zip(names, row, strict=True)) for row in rows]}

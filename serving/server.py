@@ -15,6 +15,7 @@ import sys
 import grpc
 from absl import logging
 from aiohttp import web
+from pydantic import Field
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from features.config import Config
@@ -25,24 +26,33 @@ from serving.rest import RestApp
 
 EPILOG = """examples:
   python -m serving.server --model_dir export/ranker
+  python -m serving.server --model_dir export/ranker --rest_port 0 --grpc_port 0
   curl localhost:8501/v1/models/ranker
   curl localhost:8501/v1/models/ranker/metadata
+  curl localhost:8501/health
+  curl localhost:8501/monitoring/prometheus/metrics
 """
 
 
 class ServerConfig(Config):
-    """Settings of the embedded server; ports 0 take a free one."""
+    """Settings of the embedded server."""
 
-    model_dir: str
-    name: str = ""  # default: the folder's name
-    host: str = "127.0.0.1"
-    rest_port: int = 8501
-    grpc_port: int = 8500
-    poll_secs: float = 2.0
-    timeout_secs: float = 10.0
-    max_request_bytes: int = 16 * 2**20
-    threads: int = 2
-    keep_versions: int = 1
+    model_dir: str = Field(description="folder of version folders, as export writes it")
+    name: str = Field("", description="model name in URLs; '' takes the folder's")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    rest_port: int = Field(8501, ge=0, le=65535, description="0 takes a free one")
+    grpc_port: int = Field(8500, ge=0, le=65535, description="0 takes a free one")
+    poll_secs: float = Field(
+        2.0, gt=0, description="seconds between two looks for a new version"
+    )
+    timeout_secs: float = Field(
+        10.0, gt=0, description="seconds until a request is given up"
+    )
+    max_request_bytes: int = Field(
+        16 * 2**20, ge=1, description="larger requests are refused"
+    )
+    threads: int = Field(2, ge=1, description="requests scored at once")
+    keep_versions: int = Field(1, ge=1, description="newest versions kept loaded")
 
 
 class Server:
@@ -77,28 +87,38 @@ class Server:
         """Loads the newest version and opens both ports.
 
         Raises:
-          FileNotFoundError: When the folder holds no version.
+          FileNotFoundError: When no version can be loaded; says why.
           OSError: When a port is taken.
         """
         self.store.refresh()
         if not self.store.is_ready():
+            failed = self.store.status(self.store.name)
+            reasons = "".join(f"; {v}: {text}" for v, (_, text) in failed.items())
             raise FileNotFoundError(
-                "server.model_dir must hold a loadable version folder such as 1/; "
-                f"{self._config.model_dir} has none. Run python -m serving.export."
+                "server.model_dir must hold a loadable version folder such as 1/; got "
+                f"{self._config.model_dir} without one{reasons}. "
+                "Run python -m serving.export."
             )
-        self._runner = web.AppRunner(self._rest.app)
+        self._runner = web.AppRunner(self._rest.app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._config.host, self._config.rest_port)
-        await site.start()
-        self.rest_port = self._runner.addresses[0][1]
-        self._start_grpc()
+        try:
+            site = web.TCPSite(self._runner, self._config.host, self._config.rest_port)
+            await site.start()
+            self.rest_port = self._runner.addresses[0][1]
+            self._start_grpc()
+        except BaseException:
+            await self._runner.cleanup()
+            raise
         self._watcher = asyncio.create_task(self._watch())
 
     def _start_grpc(self) -> None:
-        limit = self._config.max_request_bytes
         self._grpc = grpc.server(
             concurrent.futures.ThreadPoolExecutor(self._config.threads * 2, "grpc"),
-            options=[("grpc.max_receive_message_length", limit)],
+            options=[
+                ("grpc.max_receive_message_length", self._config.max_request_bytes),
+                # Else a second server on the port would start, and share its calls.
+                ("grpc.so_reuseport", 0),
+            ],
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(
@@ -113,23 +133,30 @@ class Server:
             ModelService(self.store), self._grpc
         )
         address = f"{self._config.host}:{self._config.grpc_port}"
-        self.grpc_port = self._grpc.add_insecure_port(address)
-        if self.grpc_port == 0:
-            raise OSError(f"server.grpc_port must be free; {address} is not.")
+        try:
+            self.grpc_port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(
+                f"server.grpc_port must be free; {address} is not. Stop the other "
+                "server, or choose another --grpc_port."
+            ) from error
         self._grpc.start()
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._config.poll_secs)
-            await loop.run_in_executor(None, self.store.refresh)
+            try:
+                await loop.run_in_executor(None, self.store.refresh)
+            except OSError as error:  # a share that is away for a while
+                logging.error("Cannot read %s: %s", self._config.model_dir, error)
 
     async def stop(self) -> None:
         """Closes both ports after the requests under way."""
         self._watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watcher
-        self._grpc.stop(grace=5)
+        await asyncio.to_thread(self._grpc.stop(grace=5).wait)
         await self._runner.cleanup()
         self._pool.shutdown(wait=True)
 
@@ -158,16 +185,18 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, field in ServerConfig.model_fields.items():
+        required = field.is_required()
         parser.add_argument(
             f"--{name}",
-            required=field.is_required(),
+            required=required,
             type=field.annotation,  # type: ignore[arg-type]
-            default=None if field.is_required() else field.default,
-            help=None if field.is_required() else f"default: {field.default!r}",
+            default=None if required else field.default,
+            help=str(field.description) + ("" if required else "; default %(default)r"),
         )
+    args = parser.parse_args(argv)
     logging.set_verbosity(logging.INFO)
     try:
-        asyncio.run(_serve(ServerConfig.parse(vars(parser.parse_args(argv)))))
+        asyncio.run(_serve(ServerConfig.parse(vars(args))))
     except (ValueError, OSError) as error:
         print(f"server failed: {error}", file=sys.stderr)
         return 1

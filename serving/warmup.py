@@ -1,6 +1,7 @@
 """The warm-up file: real requests that TF Serving replays before it takes traffic."""
 
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +38,25 @@ def write_warmup(
                 writer.write(log.SerializeToString())
                 count += 1
     return count
+
+
+def read_warmup(export_dir: pathlib.Path) -> Iterator[predict_pb2.PredictRequest]:
+    """Yields the requests of a version's warm-up file; none when there is no file.
+
+    Raises:
+      ValueError: For a record that is no predict request.
+    """
+    path = export_dir / "assets.extra" / WARMUP_FILE
+    if not path.exists():
+        return
+    for number, record in enumerate(tf.data.TFRecordDataset(str(path))):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        if not log.HasField("predict_log"):
+            raise ValueError(
+                f"{path} must hold predict requests; record {number} is "
+                f"{log.WhichOneof('log_type')}. Export again."
+            )
+        yield log.predict_log.request
 
 
 def _requests(
