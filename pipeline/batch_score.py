@@ -7,11 +7,12 @@ import argparse
 import logging
 import sys
 import time
+import traceback
 from typing import Any
 
 from features.config import ConfigError
 from pipeline import preprocess
-from pipeline.errors import root_cause
+from pipeline.errors import is_user_error, root_cause
 from pipeline.jobs import batch_score
 from pipeline.jobs.batch_score import ScoreOptions
 
@@ -83,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
             {**values, "show_progress": True, "beam_args": tuple(beam_args)}
         )
         result = batch_score.run(options)
-    except Exception as error:  # noqa: BLE001 - runners raise anything; shown, not kept
+    except Exception as error:  # runners raise anything
+        if not is_user_error(error):
+            traceback.print_exc()
         print(f"batch_score failed: {root_cause(error)}", file=sys.stderr)
         return 1
     secs = time.monotonic() - start

@@ -8,6 +8,7 @@ _RAISED = re.compile(
     r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): (?P<text>.*)",
     re.MULTILINE | re.DOTALL,
 )
+_NAMED = re.compile(r"(?:\w+\.)+(?P<kind>\w+Error): (?P<text>.*)", re.DOTALL)
 
 _FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
 
@@ -35,6 +36,9 @@ def root_cause(error: BaseException) -> str:
         text = own[-1] if own else text
         kind, _, message = text.partition(": ")
         text = message if _is_user_error(kind) else text
+    elif (named := _NAMED.match(text)) and _is_user_error(named["kind"]):
+        # The runner could not make this error anew, and kept its name and text.
+        text = named["text"]
     elif not _is_user_error(type(error).__name__):
         text = f"{type(error).__name__}: {text}"
     text = _WHILE.sub("", text).strip()

@@ -179,8 +179,9 @@ def summary(dataset: Dataset, secs: float) -> str:
             cell = info.counts[split][domain]
             total += cell["rows"]
             shares = "".join(
-                f"{100 * cell['positives'][t] / max(cell['labelled'][t], 1):15.2f}"
+                f"{100 * cell['positives'][t] / n:15.2f}" if n else f"{'-':>15}"
                 for t in tasks
+                for n in [cell["labelled"][t]]
             )
             lines.append(f"{split:12}{domain:20}{cell['rows']:12,}{shares}")
     for reason, count in info.rejected.items():

@@ -67,10 +67,9 @@ class ProgressBars(logging.Filter):
 
     def _update(self, stage: str, rows: int) -> None:
         if stage not in self._bars:
-            # Stages follow each other, and none sees more rows than the one before.
-            total = None
+            # No stage sees more rows than were read, and reading comes first.
+            total = max((bar.n for bar in self._bars.values()), default=None)
             for bar in self._bars.values():
-                total = bar.n
                 bar.close()
             self._bars[stage] = tqdm.tqdm(
                 desc=f"{stage:>8}",

@@ -332,6 +332,12 @@ def _write_examples(table: pa.Table, path: pathlib.Path) -> None:
 def _as_lists(batch: pa.RecordBatch) -> pa.RecordBatch:
     arrays = []
     for column in batch.columns:
+        if pa.types.is_string(column.type):
+            column = column.cast(pa.binary())  # the encoder knows no texts
+        elif pa.types.is_list(column.type) and pa.types.is_string(
+            column.type.value_type
+        ):
+            column = column.cast(pa.list_(pa.binary()))
         if not pa.types.is_list(column.type):
             missing = column.is_null().to_numpy(zero_copy_only=False)
             offsets = np.concatenate([[0], np.cumsum(~missing)]).astype(np.int32)
