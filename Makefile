@@ -1,4 +1,5 @@
 # Everything a newcomer needs; `make help` lists it.
+WORKERS ?= 1
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,8 +8,6 @@ EXPERIMENT ?= movielens_m3oe
 SEEDS ?= 5
 DEMO_DIR ?= demo
 RUNS_DIR ?= runs
-export TF_USE_LEGACY_KERAS := 1
-export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help demo test lint format bench reproduce lock clean env
 .DEFAULT_GOAL := help
@@ -52,7 +51,7 @@ bench: env  ## every benchmark; one JSON line each
 reproduce: env  ## a published comparison: DATA=<raw folder> EXPERIMENT=<name> SEEDS=5
 	@test -n "$(DATA)" || { echo "make reproduce: give DATA=<folder with the raw data>"; exit 2; }
 	$(BIN)/python -m models.reproduce --experiment $(EXPERIMENT) --raw_dir $(DATA) \
-	  --runs_dir $(RUNS_DIR) --seeds $(SEEDS)
+	  --runs_dir $(RUNS_DIR) --seeds $(SEEDS) --workers $(WORKERS)
 
 lock: env  ## compile requirements.lock anew from setup.py
 	$(BIN)/uv pip compile setup.py --extra dev --generate-hashes --python-version 3.11 \

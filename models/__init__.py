@@ -1,10 +1,3 @@
-"""Methods, layers, losses, optimisers and the one training loop.
+"""Methods, layers, losses, optimisers and the one training loop."""
 
-Keras 2 (`tf_keras`) is chosen here, once, before TensorFlow is first imported:
-tensorflow-recommenders refuses Keras 3.
-"""
-
-import os
-
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import tfrecords_tools  # noqa: F401 - settings to make before TensorFlow is imported

@@ -12,8 +12,8 @@ import subprocess
 import sys
 
 from features.dataset import SUCCESS_FILE
-from models.compare import compare
-from models.comparison import table
+from models.compare import add_run_flags, compare, run_arguments, stop_on_sigterm
+from models.comparison import text
 from models.comparison.experiment import PreparedData, load_experiment
 
 EPILOG = """example:
@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs_dir", default="runs", type=pathlib.Path)
     parser.add_argument("--results_dir", default="docs/results", type=pathlib.Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--entries", default="", help="only these, comma separated")
     parser.add_argument("--data", default="", help="only these data sets of it")
-    parser.add_argument("--time_limit_minutes", type=float, help="for each data set")
+    add_run_flags(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    stop_on_sigterm()
     try:
         experiment = load_experiment(args.experiment)
         summaries, pages = {}, [f"# {experiment.title}\n"]
@@ -75,13 +75,12 @@ def main(argv: list[str] | None = None) -> int:
                 str(folder / "data"),
                 folder / "runs",
                 seeds=args.seeds,
-                labels=tuple(filter(None, args.entries.split(","))),
-                time_limit_secs=args.time_limit_minutes
-                and 60 * args.time_limit_minutes,
+                **run_arguments(args),
+                references=data.published,
             )
-            print(f"{name}\n{table.to_text(summary)}")
+            print(f"{name}\n{text.to_text(summary, data.published)}")
             summaries[name] = summary
-            pages.append(f"## {name}\n\n" + table.to_markdown(summary, data.published))
+            pages.append(f"## {name}\n\n" + text.to_markdown(summary, data.published))
         args.results_dir.mkdir(parents=True, exist_ok=True)
         base = args.results_dir / experiment.name
         base.with_suffix(".json").write_text(json.dumps(summaries, indent=1), "utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 from features.config import apply_overrides, read_yaml
 from models import registry
-from models.training import measure, trainer
+from models.training import allocator, measure, trainer
 from models.training.config import RunConfig
 from models.training.result import Result
 from models.training.signals import Interrupted
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # TensorFlow's checkpoint writer talks through absl at INFO.
     logging.getLogger("absl").setLevel(logging.WARNING)
+    allocator.keep_freed_memory()
     try:
         config = run_config(arguments)
         result = trainer.train(config, arguments.workdir)

@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from features.dataset import Dataset
-from models.comparison import table
+from models.comparison import text
 from models.metrics.auc import calibration_bins
 from models.training.evaluate import Scores
 from models.training.history import read_history
 from models.training.result import Result
+from models.training.workdir import HISTORY_FILE
 
 TEMPLATE = pathlib.Path(__file__).parent.parent / "templates" / "report.html.j2"
 matplotlib.rcParams["svg.hashsalt"] = "isthmus"  # the same report, the same bytes
@@ -26,8 +27,9 @@ def write_report(
     summary: Mapping[str, Any],
     results: Mapping[str, Sequence[Result]],
     dataset: Dataset,
+    references: text.References | None = None,
 ) -> None:
-    """Writes the report of a comparison."""
+    """Writes the report of a comparison; `references` are columns of its table."""
     main = results.get(summary["main"]) or next(iter(results.values()))
     scores = Scores.load(main[0].scores_paths["test"])
     plots = {
@@ -38,13 +40,13 @@ def write_report(
         f"Scores of {summary['main']}, by domain": _histograms(scores),
     }
     template = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)
-    text = template.render(
+    page = template.render(
         title=summary["title"],
-        table=table.to_text(summary),
+        table=text.to_text(summary, references),
         dataset=dataset.info,
         plots={name: _svg(figure) for name, figure in plots.items()},
     )
-    pathlib.Path(path).write_text(text, "utf-8")
+    pathlib.Path(path).write_text(page, "utf-8")
 
 
 def _svg(figure: Figure) -> str:
@@ -93,22 +95,27 @@ def _aucs(summary: Mapping[str, Any]) -> Figure:
 
 def _curves(results: Mapping[str, Sequence[Result]]) -> Figure:
     figure, axes = _figure()
-    for label, runs in results.items():
-        path = runs[0].workdir / "history.jsonl"
-        if not path.exists():  # a family of runs has a history in each
-            continue
-        points = [
-            (line["epoch"], line["value"])
-            for line in read_history(path)
-            if line.get("value") is not None and "epoch" in line
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label)
+    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    for index, (label, runs) in enumerate(results.items()):
+        for number, path in enumerate(history_paths(runs[0].workdir)):
+            lines = [x for x in read_history(path) if x["metric"] is not None]
+            axes.plot(
+                [x["epoch"] for x in lines],
+                [x["metric"] for x in lines],
+                color=colours[index % len(colours)],
+                lw=0.8,
+                label="_" if number else label,
+            )
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation AUC")
     if axes.lines:
         axes.legend(fontsize=7)
     return figure
+
+
+def history_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the histories of a run, or of each run of a family."""
+    return sorted([*workdir.glob(HISTORY_FILE), *workdir.glob(f"*/*/{HISTORY_FILE}")])
 
 
 def _probs(scores: Scores) -> np.ndarray:

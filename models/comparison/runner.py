@@ -1,15 +1,25 @@
 """Runs the entries of an experiment over seeds; finished runs are found again."""
 
+import os
 import pathlib
+import queue
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent import futures
 
+import yaml
 from absl import logging
 
 from features.config import lookup_error
 from models.comparison.experiment import Experiment
+from models.training.config import RunConfig
 from models.training.result import Result, is_finished
 from models.training.trainer import train
+
+LOG_FILE = "train.log"
 
 
 def run_entries(
@@ -20,6 +30,7 @@ def run_entries(
     seeds: int,
     labels: Sequence[str] = (),
     time_limit_secs: float | None = None,
+    workers: int = 1,
 ) -> dict[str, list[Result]]:
     """Returns the results by entry, in order of seed.
 
@@ -33,24 +44,113 @@ def run_entries(
       seeds: Seeds 0 .. seeds - 1.
       labels: Entries to run; empty runs all.
       time_limit_secs: No new run is begun after it; None = no limit.
+      workers: Runs at a time, >= 1.  More than one: each in a process of its own, on
+        its share of the processors, with its output in `<run>/train.log`.
+
+    Raises:
+      LookupError: For an unknown label.
+      ValueError: For `workers` below 1 or above the number of processors.
+      RuntimeError: When a run in a process of its own fails.
     """
     for label in labels:
         if label not in experiment.entries:
             raise lookup_error("entries", label, experiment.entries)
-    workdir, start = pathlib.Path(workdir), time.monotonic()
+    slots = processor_shares(workers)
+    folders = {
+        (label, seed): pathlib.Path(workdir) / label / f"seed{seed}"
+        for seed in range(seeds)
+        for label in experiment.entries
+    }
+    todo = [
+        (experiment.run_config(label, data_dir, seed), folders[label, seed])
+        for label, seed in folders
+        if (not labels or label in labels) and not is_finished(folders[label, seed])
+    ]
+    deadline = time.monotonic() + time_limit_secs if time_limit_secs else None
+    if workers == 1:
+        for number, (config, folder) in enumerate(todo, start=1):
+            if deadline is None or time.monotonic() < deadline:
+                logging.info("run %d of %d: %s", number, len(todo), folder)
+                train(config, folder)
+    else:
+        _run_processes(todo, slots, deadline)
     results: dict[str, list[Result]] = {}
-    for seed in range(seeds):
-        for label in experiment.entries:
-            folder = workdir / label / f"seed{seed}"
-            late = (
-                time_limit_secs is not None
-                and time.monotonic() - start > time_limit_secs
-            )
-            wanted = not labels or label in labels
-            if is_finished(folder):
-                results.setdefault(label, []).append(Result.load(folder))
-            elif wanted and not late:
-                logging.info("entry %s, seed %d of %d", label, seed + 1, seeds)
-                config = experiment.run_config(label, data_dir, seed)
-                results.setdefault(label, []).append(train(config, folder))
+    for (label, _), folder in folders.items():
+        if is_finished(folder):
+            results.setdefault(label, []).append(Result.load(folder))
     return results
+
+
+def processor_shares(workers: int) -> list[set[int]]:
+    """Returns the processors of each worker: disjoint, as even as they can be."""
+    processors = sorted(os.sched_getaffinity(0))
+    if not 1 <= workers <= len(processors):
+        raise ValueError(
+            f"run_entries.workers must be 1 to {len(processors)} (processors of this "
+            f"machine); got {workers}. Give --workers a number in that range."
+        )
+    return [set(processors[i::workers]) for i in range(workers)]
+
+
+def _run_processes(
+    todo: Sequence[tuple[RunConfig, pathlib.Path]],
+    slots: Sequence[set[int]],
+    deadline: float | None,
+) -> None:
+    """Trains all runs, as many at a time as there are slots; ends all on an error."""
+    free: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+    live: set[subprocess.Popen[bytes]] = set()
+    stop = threading.Event()
+
+    def run(number: int, config: RunConfig, folder: pathlib.Path) -> None:
+        if stop.is_set() or (deadline is not None and time.monotonic() > deadline):
+            return
+        processors = free.get()
+        started = time.monotonic()
+        logging.info("run %d of %d: %s", number, len(todo), folder)
+        try:
+            process = _start(config, folder, processors)
+            live.add(process)
+            code = process.wait()
+            live.discard(process)
+        finally:
+            free.put(processors)
+        if code != 0 and not stop.is_set():
+            lines = (folder / LOG_FILE).read_text("utf-8").strip().split("\n")
+            raise RuntimeError(
+                f"run {folder} must end with status 0; got {code}: {lines[-1]} "
+                f"(whole output: {folder / LOG_FILE}). Start the same command again "
+                "to go on."
+            )
+        logging.info("%s: %.0f s", folder, time.monotonic() - started)
+
+    with futures.ThreadPoolExecutor(len(slots)) as pool:
+        tasks = [pool.submit(run, i, *item) for i, item in enumerate(todo, start=1)]
+        try:
+            for task in futures.as_completed(tasks):
+                task.result()
+        except BaseException:
+            # One failed, or this process was asked to stop: runs save and end.
+            stop.set()
+            for process in list(live):
+                process.terminate()
+            raise
+
+
+def _start(
+    config: RunConfig, folder: pathlib.Path, processors: set[int]
+) -> subprocess.Popen[bytes]:
+    """Starts one run on these processors only; TensorFlow sizes its pools by them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), "utf-8")
+    command = [sys.executable, "-m", "models.train", f"--config={path}"]
+    with (folder / LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            [*command, f"--workdir={folder}"],
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: os.sched_setaffinity(0, processors),
+        )

@@ -1,0 +1,137 @@
+"""The comparison's table in words: for a terminal, and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# AUC x 100 by cell (domain, task) and label: published or best reachable values.
+References = Mapping[str, Sequence[float]]
+UNDEFINED = "undefined"
+# More cells than this stand below each other, so that a terminal shows them.
+MAX_CELLS_ACROSS = 6
+FEATURES = ("mean", "LogLoss", "rows/s", "parameters", "seeds")
+
+
+def to_text(summary: Mapping[str, Any], references: References | None = None) -> str:
+    """Returns the table that is printed: AUC x 100, mean +- std over seeds.
+
+    Below it stands what the main entry gains, with its noise, on average and by cell.
+
+    Args:
+      summary: What `table.summarise` gives.
+      references: Further columns, e.g. published values.
+    """
+    if not summary["entries"]:
+        return "no run has finished yet"
+    grid = _grid(summary, references or {}, marked="*{}")
+    across = len(_cells(summary)) > MAX_CELLS_ACROSS
+    if across:
+        grid = [list(column) for column in zip(*grid, strict=True)]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in grid
+    ]
+    for role, values in summary["differences"].items():
+        lines += ["", *_difference(summary["main"], role, values)]
+    return "\n".join(lines)
+
+
+def to_markdown(
+    summary: Mapping[str, Any], references: References | None = None
+) -> str:
+    """Returns the same as Markdown, entries below each other."""
+    if not summary["entries"]:
+        return "no run has finished yet\n"
+    head, *rows = _grid(summary, references or {}, marked="**{}**")
+    lines = [_row(head), "|" + "---|" * len(head), *map(_row, rows)]
+    for role, values in summary["differences"].items():
+        first, *cells = _difference(summary["main"], role, values)
+        lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(values: Sequence[str]) -> str:
+    return "| " + " | ".join(values) + " |"
+
+
+def _cells(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return next(iter(summary["entries"].values()))["cells"]
+
+
+def _grid(
+    summary: Mapping[str, Any], references: References, *, marked: str
+) -> list[list[str]]:
+    """Returns rows of texts: a heading, the entries from best to worst, references."""
+    entries = summary["entries"]
+    names = [f"{cell['domain']}/{cell['task']}" for cell in _cells(summary)]
+    rows = [["AUC x 100", *names, *FEATURES]]
+    for label in sorted(entries, key=lambda k: -(entries[k]["mean_auc"]["mean"] or 0)):
+        entry = entries[label]
+        speed, loss = entry["train_rows_per_sec"], entry["mean_logloss"]["mean"]
+        rows.append(
+            [
+                marked.format(label) if label == summary["main"] else label,
+                *(_stats(cell["auc"]) for cell in entry["cells"]),
+                _stats(entry["mean_auc"]),
+                "-" if loss is None else f"{loss:.4f}",
+                "-" if speed is None else f"{speed:,.0f}",
+                f"{entry['num_parameters']:,}",
+                str(entry["seeds"]),
+            ]
+        )
+    for label, values in references.items():
+        shown = [UNDEFINED if v is None else f"{v:.2f}" for v in values]
+        known = [v for v in values if v is not None]
+        mean = f"{np.mean(known):.2f}" if known else UNDEFINED
+        rows.append([label, *shown, mean, *[""] * (len(FEATURES) - 1)])
+    return rows
+
+
+def _difference(main: str, role: str, values: Mapping[str, Any]) -> list[str]:
+    """Returns what `main` gains over an entry: on average, then by domain and task."""
+    mean = values["mean"]
+    lines = [
+        f"{main} - {values['label']} ({role.replace('_', ' ')}), AUC x 100: "
+        + _gain(mean)
+        + f"; noise of test rows {_error(mean['standard_error_rows'])}, of seeds "
+        f"{_error(mean['standard_error_seeds'])}, p = {_p(mean['p_value'])}"
+    ]
+    cells = values["cells"]
+    width = max((len(f"{c['domain']}/{c['task']}") for c in cells), default=0)
+    for cell in cells:
+        name = f"{cell['domain']}/{cell['task']}".ljust(width)
+        lines.append(f"  {name}  {_gain(cell)}  {_verdict(cell)}")
+    return lines
+
+
+def _gain(values: Mapping[str, Any]) -> str:
+    error = values["standard_error"]
+    noise = "" if error is None else f" +-{100 * error:.2f}"
+    return f"{100 * values['difference']:+.2f}{noise}"
+
+
+def _verdict(cell: Mapping[str, Any]) -> str:
+    p_value = cell["p_value"]
+    if p_value is None or p_value > 0.05:
+        return "within noise"
+    return "better" if cell["difference"] > 0 else "worse"
+
+
+def _stats(stats: Mapping[str, float | None]) -> str:
+    if stats["mean"] is None:
+        return UNDEFINED
+    spread = "" if stats["std"] is None else f" +-{100 * stats['std']:.2f}"
+    return f"{100 * stats['mean']:.2f}{spread}"
+
+
+def _error(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.2f}"
+
+
+def _p(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
