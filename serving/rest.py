@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import prometheus_client
 from absl import logging
 from aiohttp import web
 from tensorflow.core.framework import types_pb2
@@ -149,7 +150,8 @@ class RestApp:
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._monitoring.render(), content_type="text/plain")
+        headers = {"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
+        return web.Response(body=self._monitoring.render(), headers=headers)
 
 
 def _version(request: web.Request) -> int | None:
@@ -257,11 +259,11 @@ def parse_inputs(
         return {name: _array(name, instances)}, True
     known = set(instances[0])
     for row, instance in enumerate(instances):
-        if not _is_named(instance) or set(instance) != known:
+        if not _is_named(instance) or instance.keys() != known:
+            got = ", ".join(instance) if _is_named(instance) else repr(instance)
             raise BadRequestError(
                 f"request.instances[{row}] must have the inputs of the first one "
-                f"({', '.join(sorted(known))}); got "
-                f"{', '.join(sorted(instance)) if _is_named(instance) else instance!r}."
+                f"({', '.join(sorted(known))}); got {got[:200]}."
             )
     columns = {name: [row[name] for row in instances] for name in known}
     return {n: _array(n, _padded(v)) for n, v in columns.items()}, True

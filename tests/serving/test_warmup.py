@@ -4,6 +4,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, prediction_log_pb2
 
 from serving import warmup
+from serving.inputs import raw_inputs
 from serving.model_store import LoadedModel
 
 SIGNATURES = {"serving_default", "predict", "predict_candidates"}
@@ -46,8 +47,6 @@ def test_warmup_requests_replay_to_the_scores_of_their_rows(requests, loaded, ex
 
 
 def test_warmup_numbers_of_few_rows_are_what_there_is(tmp_path, dataset, arrays):
-    from serving.inputs import raw_inputs
-
     inputs = raw_inputs(dataset.info.spec)
     few = {name: value[:3] for name, value in arrays.items()}
     assert warmup.write_warmup(tmp_path, "m", inputs, few) == 6

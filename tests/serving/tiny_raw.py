@@ -54,13 +54,9 @@ def matrix(encoded, name):
 
 def request_rows(arrays, count):
     """Returns the first rows as JSON objects, lists without their padding."""
-    rows = []
-    for row in range(count):
-        values = {name: array[row].tolist() for name, array in arrays.items()}
-        rows.append(
-            {
-                k: [v for v in value if v] if isinstance(value, list) else value
-                for k, value in values.items()
-            }
-        )
-    return rows
+    columns = {}
+    for name, array in arrays.items():
+        values = array[:count].tolist()
+        is_list = array.ndim == 2
+        columns[name] = [[v for v in r if v] for r in values] if is_list else values
+    return [{name: columns[name][row] for name in columns} for row in range(count)]
