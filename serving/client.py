@@ -50,7 +50,15 @@ def predict_rest(
         with urllib.request.urlopen(request, timeout=timeout_secs) as response:
             return json.load(response)["predictions"]
     except urllib.error.HTTPError as error:
-        raise RequestError(f"{error.code}: {error.read().decode()}") from error
+        raise RequestError(f"{error.code}: {_reason(error.read())}") from error
+
+
+def _reason(body: bytes) -> str:
+    """The text of TF Serving's error object; whatever it is from a proxy before it."""
+    try:
+        return json.loads(body)["error"]
+    except (ValueError, LookupError, TypeError):
+        return body[:500].decode(errors="replace")
 
 
 def predict_grpc(
@@ -77,7 +85,8 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: When there is no row, or one has other inputs than the first.
     """
-    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+    is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not is_list or not rows or any(row.keys() != rows[0].keys() for row in rows):
         raise ValueError(
             "client.rows must be a non-empty list of objects with the same keys; got "
             f'{len(rows)} rows. Give a missing value as "" or NaN.'
@@ -113,8 +122,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             with open(args.rows, encoding="utf-8") as file:
                 rows = json.load(file)
+        arrays = columns(rows)  # also checks them
         if args.grpc:
-            outputs = predict_grpc(args.grpc, args.model, columns(rows))
+            outputs = predict_grpc(args.grpc, args.model, arrays)
             names = list(outputs)
             scored = [
                 dict(zip(names, map(float, row), strict=True))

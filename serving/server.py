@@ -167,9 +167,10 @@ async def _serve(config: ServerConfig) -> None:
     done = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, done.set)
+    name = server.store.name
     print(
-        f"serving {server.store.name}: REST on {config.host}:{server.rest_port}, gRPC "
-        f"on {config.host}:{server.grpc_port}",
+        f"serving {name} version {server.store.get(name).version}: REST on "
+        f"{config.host}:{server.rest_port}, gRPC on {config.host}:{server.grpc_port}",
         flush=True,
     )
     await done.wait()
