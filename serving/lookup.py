@@ -140,11 +140,22 @@ class RawEncoder(tf.Module):
     def _list(
         self, name: str, values: tf.Tensor, length: int, *, last: bool
     ) -> tf.Tensor:
-        ragged = tf.RaggedTensor.from_tensor(values, padding="")
-        ragged = ragged[:, -length:] if last else ragged[:, :length]
-        ids = ragged.with_flat_values(self._ids(name, ragged.flat_values))
-        dense = ids.to_tensor(PAD_ID, shape=[None, length])
-        return tf.cast(dense, tf.int32)
+        """Ids [B, length] of the first or last `length` values before the padding.
+
+        Dense: ragged tensors take ten times as many operations, each of which costs
+        in tracing, in the file, and in a request of one row.
+        """
+        place = tf.range(1, tf.shape(values)[1] + 1)
+        ends = tf.reduce_max(tf.where(values == "", 0, place), axis=1, keepdims=True)
+        ends = tf.maximum(ends, 0)  # of no columns at all, the maximum is -2^31
+        padded = tf.pad(values, [[0, 0], [0, length]], constant_values="")
+        if last:
+            first = tf.maximum(ends - length, 0)
+            kept = tf.gather(padded, first + tf.range(length), batch_dims=1)
+        else:
+            kept = padded[:, :length]
+        ids = tf.where(tf.range(length) < ends, self._ids(name, kept), PAD_ID)
+        return tf.cast(tf.ensure_shape(ids, [None, length]), tf.int32)
 
     def _popularity(self, name: str, ids: tf.Tensor) -> tf.Tensor:
         table = tf.constant(np.asarray(self._fitted.popularity[name], np.float64))

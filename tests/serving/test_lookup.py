@@ -134,3 +134,9 @@ def test_lists_longer_than_the_model_keep_first_tags_and_last_history(data):
 def test_lists_without_any_element_are_padding(data):
     got = RawEncoder(data, FITTED.domains)({"tags": tf.zeros([2, 0], tf.string)})
     assert got["tags"].numpy().tolist() == [[0, 0], [0, 0]]
+
+
+def test_empty_text_inside_a_list_is_unknown_and_after_its_end_padding(data):
+    raw = {"history": tf.constant([["0", "", "2", "", ""], ["", "", "", "", ""]])}
+    got = RawEncoder(data, FITTED.domains)(raw)
+    assert got["history"].numpy().tolist() == [[2, 1, 4], [0, 0, 0]]
