@@ -1,11 +1,12 @@
 # Everything a newcomer needs; `make help` lists it.
-WORKERS ?= 1
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
 EXPERIMENT ?= movielens_m3oe
 SEEDS ?= 5
+WORKERS ?= 1
+BENCH ?=
 DEMO_DIR ?= demo
 RUNS_DIR ?= runs
 
@@ -45,8 +46,8 @@ format: env  ## rewrite the code in the house form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: env  ## every benchmark; one JSON line each
-	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+bench: env  ## benchmarks: BENCH="reader methods", all without it; into docs/results
+	@$(BIN)/python -m tests.benchmarks.report $(BENCH)
 
 reproduce: env  ## a published comparison: DATA=<raw folder> EXPERIMENT=<name> SEEDS=5
 	@test -n "$(DATA)" || { echo "make reproduce: give DATA=<folder with the raw data>"; exit 2; }

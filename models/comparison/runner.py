@@ -102,40 +102,51 @@ def _run_processes(
     for slot in slots:
         free.put(slot)
     live: set[subprocess.Popen[bytes]] = set()
-    stop = threading.Event()
+    stopped = threading.Event()
+    starting = threading.Lock()
+
+    def stop() -> None:
+        """Lets no further run begin and asks the live ones to save and end."""
+        with starting:
+            stopped.set()
+            for process in live:
+                process.terminate()
 
     def run(number: int, config: RunConfig, folder: pathlib.Path) -> None:
-        if stop.is_set() or (deadline is not None and time.monotonic() > deadline):
+        if deadline is not None and time.monotonic() > deadline:
             return
         processors = free.get()
         started = time.monotonic()
-        logging.info("run %d of %d: %s", number, len(todo), folder)
         try:
-            process = _start(config, folder, processors)
-            live.add(process)
+            with starting:
+                if stopped.is_set():
+                    return
+                logging.info("run %d of %d: %s", number, len(todo), folder)
+                process = _start(config, folder, processors)
+                live.add(process)
             code = process.wait()
-            live.discard(process)
+            with starting:
+                live.discard(process)
         finally:
             free.put(processors)
-        if code != 0 and not stop.is_set():
+        if code == 0:
+            logging.info("%s: %.0f s", folder, time.monotonic() - started)
+        elif not stopped.is_set():
+            stop()
             lines = (folder / LOG_FILE).read_text("utf-8").strip().split("\n")
             raise RuntimeError(
                 f"run {folder} must end with status 0; got {code}: {lines[-1]} "
                 f"(whole output: {folder / LOG_FILE}). Start the same command again "
                 "to go on."
             )
-        logging.info("%s: %.0f s", folder, time.monotonic() - started)
 
     with futures.ThreadPoolExecutor(len(slots)) as pool:
         tasks = [pool.submit(run, i, *item) for i, item in enumerate(todo, start=1)]
         try:
             for task in futures.as_completed(tasks):
                 task.result()
-        except BaseException:
-            # One failed, or this process was asked to stop: runs save and end.
-            stop.set()
-            for process in list(live):
-                process.terminate()
+        except BaseException:  # also SystemExit and KeyboardInterrupt
+            stop()
             raise
 
 

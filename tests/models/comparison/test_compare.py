@@ -1,0 +1,204 @@
+"""`compare` as a whole on the tiny data set: runs, resumes, summary, report."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from models import compare
+from models.comparison import experiment, report, runner
+from tests.helpers import tiny_dataset
+
+PAPER = {"paper": [50.0] * 4}
+needs_two = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="runs at a time need two processors"
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "tiny"
+    tiny_dataset.make_dataset(folder, domains=2)
+    return str(folder)
+
+
+def make(**changes):
+    values = {
+        "name": "tiny",
+        "title": "Two sizes <of> one method",
+        "data": {"tiny": {"dataset": "tiny"}},
+        "base": {
+            "batch_size": 128,
+            "max_epochs": 1,
+            "method_config": {"optimizer": {"dense": {"learning_rate": 0.01}}},
+        },
+        "entries": {
+            "big": {"method": "mlp", "method_config": {"hidden_units": [8]}},
+            "alone": {
+                "method": "mlp",
+                "form": "mtl",
+                "method_config": {"hidden_units": [4], "domain_feature": False},
+            },
+        },
+        "main": "big",
+        "target_only": "alone",
+    }
+    return experiment.Experiment.parse({**values, **changes}, where="test")
+
+
+@pytest.fixture(scope="module")
+def done(data_dir, tmp_path_factory):
+    """Two entries, two seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, compare.compare(make(), data_dir, folder, seeds=2, references=PAPER)
+
+
+def test_every_entry_has_every_seed(done):
+    folder, summary = done
+    assert {k: v["seeds"] for k, v in summary["entries"].items()} == {
+        "big": 2,
+        "alone": 2,
+    }
+    for label in ("big", "alone"):
+        for seed in (0, 1):
+            found = json.loads((folder / label / f"seed{seed}/config.json").read_text())
+            assert found["run"]["seed"] == seed
+            assert found["run"]["method_config"]["optimizer"]["dense"][
+                "learning_rate"
+            ] == pytest.approx(0.01)
+
+
+@needs_two
+def test_runs_at_a_time_equal_runs_one_by_one(done, data_dir, tmp_path):
+    compare.compare(make(), data_dir, tmp_path, seeds=2, labels=("big",), workers=2)
+    for seed in ("seed0", "seed1"):
+        one, two = (
+            json.loads((folder / "big" / seed / "result.json").read_text())
+            for folder in (done[0], tmp_path)
+        )
+        for a, b in zip(
+            one["metrics"]["test"]["cells"],
+            two["metrics"]["test"]["cells"],
+            strict=True,
+        ):
+            assert b["auc"] == pytest.approx(a["auc"], abs=1e-6)
+            assert b["rows"] == a["rows"]
+
+
+def test_finished_runs_are_found_again(done, data_dir, monkeypatch):
+    monkeypatch.setattr(runner, "train", None)  # a call would fail
+    monkeypatch.setattr(runner, "_start", None)
+    folder, summary = done
+    again = compare.compare(make(), data_dir, folder, seeds=2, references=PAPER)
+    assert again["entries"] == summary["entries"]
+
+
+def test_differences_name_both_references_and_every_cell(done):
+    _, summary = done
+    assert summary["differences"]["target_only"]["label"] == "alone"
+    assert summary["differences"]["best_baseline"]["label"] == "alone"
+    cells = summary["differences"]["target_only"]["cells"]
+    assert [(c["domain"], c["task"]) for c in cells] == [
+        ("d0", "task0"),
+        ("d0", "task1"),
+        ("d1", "task0"),
+        ("d1", "task1"),
+    ]
+
+
+def test_report_is_one_file_with_table_and_curves(done):
+    folder, _ = done
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 5
+    assert "Two sizes &lt;of&gt; one method" in page
+    assert "paper" in page
+    assert not re.search(r"""(src|href)=["'](?!#)""", page), "nothing is loaded"
+    assert len(report.history_paths(folder / "alone" / "seed0")) == 2
+    assert len(report.history_paths(folder / "big" / "seed0")) == 1
+
+
+def test_no_run_begins_past_the_time_limit(data_dir, tmp_path):
+    summary = compare.compare(make(), data_dir, tmp_path, seeds=1, time_limit_secs=1e-9)
+    assert summary["entries"] == {}
+    assert not (tmp_path / "report.html").exists()
+
+
+@needs_two
+def test_a_failing_run_names_itself_and_ends_the_others(
+    data_dir, tmp_path, monkeypatch
+):
+    started = []
+
+    def start(config, folder, processors):
+        folder.mkdir(parents=True)
+        (folder / runner.LOG_FILE).write_text("before\nno such domain: nowhere\n")
+        command = ["sleep", "60"] if started else ["sh", "-c", "sleep 1; exit 3"]
+        started.append(subprocess.Popen(command))
+        assert len(processors) == len(os.sched_getaffinity(0)) // 2
+        return started[-1]
+
+    monkeypatch.setattr(runner, "_start", start)
+    expected = r"seed0 must end with status 0; got 3: no such domain.*train\.log"
+    with pytest.raises(RuntimeError, match=expected):
+        compare.compare(make(), data_dir, tmp_path, seeds=2, workers=2)
+    assert [process.poll() for process in started] == [3, -signal.SIGTERM]
+
+
+@pytest.mark.parametrize("workers", [0, 10_000])
+def test_impossible_number_of_workers_is_an_error(data_dir, tmp_path, workers):
+    with pytest.raises(ValueError, match=f"workers must be 1 to .*got {workers}"):
+        compare.compare(make(), data_dir, tmp_path, seeds=1, workers=workers)
+
+
+def test_unknown_entry_names_the_nearest(data_dir, tmp_path):
+    with pytest.raises(LookupError, match="'alone'"):
+        compare.compare(make(), data_dir, tmp_path, seeds=1, labels=("alon",))
+
+
+def test_main_must_be_an_entry():
+    with pytest.raises(ValueError, match="main must be an entry; got 'bog'.*'big'"):
+        make(main="bog")
+
+
+def test_settings_of_an_entry_go_over_the_common_ones():
+    values = make(
+        base={"method_config": {"optimizer": {"dense": {"l2": 0.5}}}, "batch_size": 7},
+        entries={
+            "a": {
+                "method": "mlp",
+                "run": {"batch_size": 9},
+                "method_config": {"optimizer": {"dense": {"learning_rate": 0.2}}},
+            }
+        },
+        main="a",
+        target_only=None,
+    ).run_config("a", "x", 3)
+    assert values.batch_size == 9
+    assert values.seed == 3
+    assert values.method_config == {
+        "optimizer": {"dense": {"l2": 0.5, "learning_rate": 0.2}}
+    }
+
+
+def test_built_in_experiments_are_valid_and_name_known_data_sets():
+    from features import registry as datasets
+
+    names = [path.stem for path in experiment.FOLDER.glob("*.yaml")]
+    assert "demo" in names
+    for name in names:
+        found = experiment.load_experiment(name)
+        assert found.name == name
+        for data in found.data.values():
+            assert data.dataset in datasets.DATASETS
+        for label in found.entries:
+            found.run_config(label, "x", 0).parsed_method_config()
+
+
+def test_references_of_another_form_are_an_error(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="must be a JSON object of lists.*list"):
+        compare.read_references(path)

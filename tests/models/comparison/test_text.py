@@ -1,0 +1,116 @@
+"""The printed table against numbers set by hand."""
+
+import copy
+
+import pytest
+
+from models.comparison import text
+
+
+def stats(mean, std=None):
+    return {"mean": mean, "std": std}
+
+
+def entry(aucs, *, tasks=("click",), **changes):
+    cells = [
+        {"domain": f"d{i // len(tasks)}", "task": tasks[i % len(tasks)], "auc": auc}
+        for i, auc in enumerate(aucs)
+    ]
+    known = [a["mean"] for a in aucs if a["mean"] is not None]
+    return {
+        "cells": cells,
+        "mean_auc": stats(sum(known) / len(known)),
+        "mean_logloss": stats(0.41236),
+        "train_rows_per_sec": 12345.6,
+        "num_parameters": 1000,
+        "seeds": 2,
+        **changes,
+    }
+
+
+def compared(difference, error, p_value, **more):
+    return {
+        "difference": difference,
+        "standard_error": error,
+        "standard_error_rows": error,
+        "standard_error_seeds": None,
+        "p_value": p_value,
+        **more,
+    }
+
+
+@pytest.fixture
+def summary():
+    gain = {
+        "label": "base",
+        "mean": compared(0.0123, 0.004, 0.002),
+        "cells": [
+            compared(0.03, 0.01, 0.003, domain="d0", task="click"),
+            compared(-0.001, 0.01, 0.9, domain="d1", task="click"),
+        ],
+    }
+    return {
+        "main": "ours",
+        "entries": {
+            "base": entry([stats(0.61, 0.01), stats(0.7)]),
+            "ours": entry([stats(0.64, 0.0049), stats(None)]),
+        },
+        "differences": {"best_baseline": gain},
+    }
+
+
+def test_table_has_means_spread_and_marks_the_main_entry(summary):
+    lines = text.to_text(summary).split("\n")
+    assert lines[0].split() == (
+        ["AUC", "x", "100", "d0/click", "d1/click", *"mean LogLoss rows/s".split()]
+        + ["parameters", "seeds"]
+    )
+    # Best mean first: 65.5 of base is (61 + 70) / 2, and ours has one cell only.
+    assert lines[1].split() == (
+        "base 61.00 +-1.00 70.00 65.50 0.4124 12,346 1,000 2".split()
+    )
+    assert lines[2].split() == (
+        "*ours 64.00 +-0.49 undefined 64.00 0.4124 12,346 1,000 2".split()
+    )
+
+
+def test_gain_says_by_domain_whether_it_is_noise(summary):
+    lines = text.to_text(summary).split("\n")
+    (head,) = [i for i, line in enumerate(lines) if line.startswith("ours - base")]
+    assert "(best baseline), AUC x 100: +1.23 +-0.40" in lines[head]
+    assert "of seeds unknown, p = 0.002" in lines[head]
+    assert lines[head + 1].split() == ["d0/click", "+3.00", "+-1.00", "better"]
+    assert lines[head + 2].split() == [
+        "d1/click",
+        "-0.10",
+        "+-1.00",
+        *"within noise".split(),
+    ]
+
+
+def test_many_cells_stand_below_each_other(summary):
+    wide = copy.deepcopy(summary)
+    wide["differences"] = {}
+    for label in wide["entries"]:
+        wide["entries"][label] = entry([stats(0.5 + i / 100) for i in range(8)])
+    lines = text.to_text(wide).split("\n")
+    assert lines[0].split() == ["AUC", "x", "100", "base", "*ours"]
+    assert lines[8].split() == ["d7/click", "57.00", "57.00"]
+
+
+def test_reference_columns_stand_beside_the_entries(summary):
+    shown = text.to_text(summary, {"paper": [60.5, None]})
+    (line,) = [x for x in shown.split("\n") if x.startswith("paper")]
+    assert line.split() == ["paper", "60.50", "undefined", "60.50"]
+
+
+def test_markdown_is_a_table_with_the_gains_below(summary):
+    lines = text.to_markdown(summary, {"paper": [60.0, 61.0]}).split("\n")
+    assert all(line.count("|") == 9 for line in lines[:5])
+    assert lines[3].startswith("| **ours** | 64.00 +-0.49 | undefined |")
+    assert lines[4].startswith("| paper | 60.00 | 61.00 | 60.50 |")
+    assert "  - d0/click  +3.00 +-1.00  better" in lines
+
+
+def test_without_runs_it_says_so():
+    assert text.to_text({"entries": {}}) == "no run has finished yet"
