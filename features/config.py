@@ -42,7 +42,7 @@ class Config(pydantic.BaseModel):
         try:
             return cls.model_validate(values)
         except pydantic.ValidationError as error:
-            raise ConfigError(_explain(cls, error, where)) from error
+            raise ConfigError(_explain(cls, error, where, values)) from error
 
     @classmethod
     def load(cls, path: str | pathlib.Path, overrides: Iterable[str] = ()) -> Self:
@@ -115,11 +115,14 @@ def lookup_error(owner: str, name: object, known: Iterable[str]) -> LookupError:
 
 
 def _explain(
-    cls: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str
+    cls: type[pydantic.BaseModel],
+    error: pydantic.ValidationError,
+    where: str,
+    values: Mapping[str, Any],
 ) -> str:
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"]) or "(top)"
+        path = ".".join(_readable(item["loc"], values)) or "(top)"
         rule, value = item["msg"].removeprefix("Value error, "), item.get("input")
         if item["type"] == "extra_forbidden":
             known = _known_keys(cls, item["loc"][:-1])
@@ -127,9 +130,30 @@ def _explain(
             rule += nearest(str(item["loc"][-1]), known)
         shown = repr(value)
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
-        lines.append(f"  {cls.__name__}.{path}: {rule} (got {shown})")
+        # A rule between several keys says itself which of the values it means.
+        got = (
+            "" if isinstance(value, dict) and rule != item["msg"] else f" (got {shown})"
+        )
+        lines.append(f"  {cls.__name__}.{path}: {rule}{got}")
     place = f" in {where}" if where else ""
     return f"{cls.__name__}{place} is not valid:\n" + "\n".join(lines)
+
+
+def _readable(path: tuple[Any, ...], values: Any) -> list[str]:
+    """The path with names for the numbers of named list items, union tags left out."""
+    parts, node = [], values
+    for part in path:
+        inside = isinstance(part, int) and isinstance(node, list) and part < len(node)
+        if inside:
+            node = node[part]
+            named = isinstance(node, dict) and isinstance(node.get("name"), str)
+            parts.append(node["name"] if named else str(part))
+        elif isinstance(node, dict) and part in (node.get("kind"), node.get("by")):
+            continue  # the tag by which a union was told apart: no key of the user's
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
+            parts.append(str(part))
+    return parts
 
 
 def _known_keys(cls: type[pydantic.BaseModel], path: tuple[Any, ...]) -> list[str]:

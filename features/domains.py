@@ -96,7 +96,8 @@ def _by_column(spec: DatasetSpec, rows: Mapping[str, int]) -> FittedDomains:
             raise ConfigError(
                 f"domain.min_rows must leave a domain; got {rule.min_rows}, and the "
                 f"largest value of column {rule.column!r} has "
-                f"{max(rows.values(), default=0)} rows (data set {spec.name})."
+                f"{max(rows.values(), default=0)} rows (data set {spec.name}). "
+                "Lower min_rows."
             )
     names = _names(spec, chosen)
     return FittedDomains(names, {v: i for i, v in enumerate(chosen)}, -1)
@@ -107,7 +108,8 @@ def _top_k(spec: DatasetSpec, rows: Mapping[str, int]) -> FittedDomains:
     if len(rows) < rule.k:
         raise ConfigError(
             f"domain.k must be at most the number of values of column "
-            f"{rule.column!r}; got {rule.k} and {len(rows)} (data set {spec.name})."
+            f"{rule.column!r}; got {rule.k} and {len(rows)} (data set {spec.name}). "
+            "Lower k."
         )
     chosen = sorted(rows, key=lambda value: (-rows[value], natural_key(value)))[
         : rule.k

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from features.config import ConfigError, apply_overrides, lookup_error, read_yaml
-from features.spec import DatasetSpec
+from features.spec import DatasetSpec, DomainIndicator
 
 DATASETS = {
     "amazon_timed": "features.datasets.amazon_timed:spec",
@@ -57,12 +57,13 @@ def dataset_spec(name: str, overrides: Iterable[str] = ()) -> DatasetSpec:
 
 def _override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     values = json.loads(json.dumps(values))
-    for key in _NAMED_LISTS:
+    named = [k for k in _NAMED_LISTS if any(o.startswith(f"{k}.") for o in overrides)]
+    for key in named:
         values[key] = _by_name(key, values.get(key))
     for item in overrides:
         _forget_siblings(values, item)
         values = apply_overrides(values, [item])
-    for key in _NAMED_LISTS:
+    for key in named:
         values[key] = _as_list(key, values[key])
     return values
 
@@ -71,6 +72,12 @@ def _by_name(key: str, items: Any) -> Any:
     """Returns the list as a mapping by name, where it is a list of named things."""
     if not isinstance(items, list):
         return items
+    items = [
+        {"name": DomainIndicator.model_fields["name"].default, **item}
+        if isinstance(item, dict) and item.get("kind") == "domain"
+        else item
+        for item in items
+    ]
     if not all(isinstance(item, dict) and "name" in item for item in items):
         raise ConfigError(
             f"DatasetSpec.{key} must be a list of items with a name; got {items!r}. "

@@ -193,6 +193,14 @@ class ColumnDomain(Config):
     values: list[str | int] | None = None
     min_rows: int = Field(1, ge=1)
 
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "ColumnDomain":
+        if self.values is not None:
+            if not self.values:
+                raise ValueError("values must name at least one; leave it out for all")
+            _unique("values", [str(value) for value in self.values])
+        return self
+
 
 class TopKDomain(Config):
     """The `k` most frequent values are domains; all other values are `rest`."""

@@ -13,8 +13,6 @@ from typing import Any
 from features.config import ConfigError
 from pipeline import preprocess
 from pipeline.errors import is_user_error, root_cause
-from pipeline.jobs import batch_score
-from pipeline.jobs.batch_score import ScoreOptions
 
 EPILOG = """examples:
   python -m pipeline.batch_score --model m3oe=export/ranker --data_dir data \\
@@ -77,10 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     start = time.monotonic()
     try:
-        preprocess._check_beam_args(beam_args)
+        # Here, not at the top: --help need not wait for Beam.
+        from pipeline.jobs import batch_score
+
+        preprocess.check_beam_args(beam_args)
         values: dict[str, Any] = vars(args)
         values["models"] = _models(values.pop("model"))
-        options = ScoreOptions.parse(
+        options = batch_score.ScoreOptions.parse(
             {**values, "show_progress": True, "beam_args": tuple(beam_args)}
         )
         result = batch_score.run(options)

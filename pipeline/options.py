@@ -47,6 +47,8 @@ class PreprocessOptions(Config):
             raise ValueError("data_dir must not be raw_dir: raw files would be lost")
         if self.fail_on_anomalies and not self.statistics:
             raise ValueError("fail_on_anomalies needs statistics")
+        if self.schema_path is not None and not self.statistics:
+            raise ValueError("schema_path needs statistics, which it is to check")
         if self.statistics_by_day and self.spec.day_source is None:
             raise ValueError(
                 "statistics_by_day needs keys.day, or a time that is not an order"

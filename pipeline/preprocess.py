@@ -11,14 +11,11 @@ import sys
 import time
 import traceback
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from features.config import ConfigError
 from features.dataset import Dataset
 from features.registry import dataset_spec
 from features.spec import SPLITS
 from pipeline.errors import is_user_error, root_cause
-from pipeline.jobs import preprocess
 from pipeline.options import PreprocessOptions
 
 SHOWN_ANOMALIES = 5  # of the summary; the report has all
@@ -98,10 +95,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     start = time.monotonic()
     try:
-        _check_beam_args(beam_args)
+        # Before the imports of Beam, which take seconds: a slip is told at once.
+        spec = dataset_spec(args.dataset, args.set)
+        check_beam_args(beam_args)
         options = PreprocessOptions.parse(
             {
-                "spec": dataset_spec(args.dataset, args.set),
+                "spec": spec,
                 "raw_dir": args.raw_dir,
                 "data_dir": args.data_dir,
                 "seed": args.seed,
@@ -124,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"raw_dir must be a folder; got {args.raw_dir!r}.")
         # What a worker logs on failure comes again, shorter, as the error below.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        from pipeline.jobs import preprocess
+
         dataset = preprocess.run(options)
     except Exception as error:  # runners raise anything
         if not is_user_error(error):
@@ -134,8 +135,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _check_beam_args(beam_args: list[str]) -> None:
+def check_beam_args(beam_args: list[str]) -> None:
     """Refuses flags that neither this job nor Beam knows: a slip must not vanish."""
+    if not beam_args:
+        return
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     beam_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for cls in PipelineOptions.__subclasses__():
         cls._add_argparse_args(_Unique(beam_parser))

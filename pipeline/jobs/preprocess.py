@@ -121,6 +121,7 @@ def run(options: PreprocessOptions) -> Dataset:
       JobError: For a target that exists, bad input, or too many rejected rows.
       Exception: What the runner raised; `pipeline.errors.root_cause` shortens it.
     """
+    _check_references(options)
     with Staging(options.data_dir, overwrite=options.overwrite) as staging:
         beam_options = PipelineOptions(list(options.beam_args))
         with progress.ProgressBars(options.show_progress):
@@ -150,6 +151,16 @@ def run(options: PreprocessOptions) -> Dataset:
                 )
         staging.publish()
     return Dataset.open(options.data_dir)
+
+
+def _check_references(options: PreprocessOptions) -> None:
+    """Finds out now, not after an hour, that another data set or schema is amiss."""
+    if options.previous_data_dir is not None:
+        Dataset.open(options.previous_data_dir)
+    if options.schema_path is not None:
+        from pipeline.validation import schema
+
+        schema.load(pathlib.Path(options.schema_path))
 
 
 def local_runner(options: PipelineOptions) -> FnApiRunner | None:

@@ -37,11 +37,11 @@ def find_schema(
       JobError: For a schema that cannot be read.
     """
     if schema_path is not None:
-        return _load(pathlib.Path(schema_path), "schema")
+        return load(pathlib.Path(schema_path))
     if previous_data_dir is not None:
         path = pathlib.Path(previous_data_dir) / SCHEMA_FILE
         if path.exists():
-            return _load(path, "previous_data_dir")
+            return load(path, "previous_data_dir")
     return infer(train, spec)
 
 
@@ -78,7 +78,12 @@ def _is_number(feature: Any) -> bool:
     return feature.type == schema_pb2.FLOAT and feature.name not in _NO_COMPARATOR
 
 
-def _load(path: pathlib.Path, owner: str) -> Any:
+def load(path: pathlib.Path, owner: str = "schema") -> Any:
+    """Returns the schema in a text file; `owner` names it in the error.
+
+    Raises:
+      JobError: For a schema that cannot be read.
+    """
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 

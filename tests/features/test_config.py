@@ -10,6 +10,8 @@ from features.config import (
     nearest,
     read_yaml,
 )
+from features.spec import DatasetSpec
+from tests.helpers.feature_rows import spec_values
 
 
 class Inner(Config):
@@ -87,3 +89,23 @@ def test_nearest_is_silent_when_nothing_is_close():
     assert nearest("zzz", ["mmoe"]) == ""
     text = str(lookup_error("method", "mmeo", ["ple", "mmoe"]))
     assert text == "method must be one of mmoe, ple; got 'mmeo'. Did you mean 'mmoe'?"
+
+
+def test_error_names_list_items_and_leaves_union_tags_out():
+    values = spec_values()
+    values["features"][3]["role"] = "itm"
+    values["split"] = {"by": "random", "test": 2}
+    with pytest.raises(ConfigError) as error:
+        DatasetSpec.parse(values)
+    text = str(error.value)
+    assert "DatasetSpec.features.price.role: Input should be 'user'" in text
+    assert "DatasetSpec.split.test: Input should be less than 1 (got 2)" in text
+
+
+def test_rule_between_keys_is_told_without_the_whole_config():
+    values = spec_values()
+    values["features"][6]["of"] = "item_if"
+    with pytest.raises(ConfigError) as error:
+        DatasetSpec.parse(values)
+    line = str(error.value).splitlines()[1]
+    assert line.endswith("got 'item_if'. Did you mean 'item_id'?")

@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_column():
             "domain.k must be at most.*3 and 2",
         ),
         ({"by": "column"}, {"a b": 1, "a-b": 1}, "names must differ; got a_b"),
-        ({"by": "column", "values": ["x", "x"]}, {}, "names must differ; got x"),
+        ({"by": "column", "values": ["x y", "x-y"]}, {}, "must differ; got x_y"),
         ({"by": "top_k", "k": 1}, {"rest": 3}, "names must differ; got rest"),
     ],
 )
