@@ -174,10 +174,11 @@ class DomainStack(keras.layers.Layer):
         if self.norm == "layer":
             kernel, bias = normalise.centre(kernel), normalise.centre(bias)
         inputs = tf.unstack(x, axis=1) if x.shape.rank == 3 else [x]
-        each = self.count // len(inputs)
+        # One split: slices would each send back a gradient as large as the whole.
+        kernels = tf.split(kernel, len(inputs), axis=1)
         parts = [
-            rows.matmul(part, _side_by_side(kernel[:, g * each : (g + 1) * each]))
-            for g, part in enumerate(inputs)
+            rows.matmul(part, _side_by_side(own))
+            for part, own in zip(inputs, kernels, strict=True)
         ]
         x = parts[0] if len(parts) == 1 else tf.stack(parts, axis=1)
         x = tf.reshape(x, [-1, self.count, self.hidden_units[i]])

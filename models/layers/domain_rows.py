@@ -2,9 +2,17 @@
 
 Three forms with the same results.  `single`: there is one domain.  `blocks`: rows are
 put in order of their domain, every domain padded to whole blocks, so that a block has
-one domain and a batched product uses one kernel a block; the number of blocks is fixed
-by the shapes, so it traces once and XLA can compile it.  `all`: every domain on all
-rows, then selection (the slow twin that tests compare with).
+one domain; the number of blocks is fixed by the shapes, so it traces once and XLA can
+compile it.  `all`: every domain on all rows, then selection (the slow twin that tests
+compare with).
+
+The products of `blocks` are made in one of two ways.  The rows of a domain lie
+together, so on a CPU each domain's are multiplied by its kernel, in place (`split`).
+Under XLA, which needs static shapes, on a GPU, where many small products are slow, for
+a batch of unknown size and for more than `MAX_SPLIT_DOMAINS` domains it is one batched
+product with the kernels gathered block by block: copies of kernels, and as many of
+their gradients, which cost more than the product where blocks are small
+(`tests/benchmarks/bench_layers.py`).
 
 A `blocks` batch whose padding is small is permuted *early*: the model's raw inputs
 are put into block order once and its logits are put back once; nothing in between
@@ -15,12 +23,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util  # TF's own way to ask for XLA
 
 Form = Literal["auto", "single", "blocks", "all"]
 
 MIN_BLOCK_ROWS = 16
 MAX_BLOCK_ROWS = 256
 MAX_EARLY_PADDING = 0.125  # of the batch
+MAX_SPLIT_DOMAINS = 128  # three nodes a domain and product in the graph
 
 
 class DomainRows:
@@ -35,6 +45,7 @@ class DomainRows:
     Attributes:
       early: Whether `enter` puts rows into block order for the whole model.
       num_slots: Rows in block order, padding included (blocks form).
+      split: Whether products are made domain by domain (blocks form).
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class DomainRows:
         self.form = form
         self.domain = domain
         self.early = False
+        self.split = False
         if form == "blocks":
             self._make_blocks(block_rows)
 
@@ -74,6 +86,7 @@ class DomainRows:
             num_blocks = rows // size + min(rows, self.num_domains)
         self.block_rows, self.num_blocks = size, num_blocks
         self.num_slots = num_blocks * size
+        self.split = static_rows is not None and _can_split(self.num_domains)
 
         order = tf.argsort(self.domain, stable=True)
         by_domain = tf.gather(self.domain, order)
@@ -83,6 +96,11 @@ class DomainRows:
         blocks = (counts + size - 1) // size
         first_row = tf.cumsum(counts, exclusive=True)
         first_slot = tf.cumsum(blocks, exclusive=True) * size
+        if self.split:
+            # Slots of each domain, and the padding behind the last one's.
+            used = blocks * size
+            rest = self.num_slots - tf.reduce_sum(used)
+            self._slots_of = tf.concat([used, rest[tf.newaxis]], axis=0)
         slots = tf.range(rows) + tf.gather(first_slot - first_row, by_domain)
         # Slot of each row, and row of each slot + 1 (0 = padding).
         self._slot = tf.scatter_nd(order[:, None], slots, [rows])
@@ -138,9 +156,19 @@ class DomainRows:
         if self.form == "all":
             every = tf.einsum("bi,dio->bdo", x, kernels)
             return tf.gather(every, self.domain, axis=1, batch_dims=1)
+        if self.split:
+            return self._split_matmul(x, kernels)
         blocks = tf.reshape(x, [self.num_blocks, self.block_rows, kernels.shape[-2]])
         out = tf.matmul(blocks, tf.gather(kernels, self.block_domain))
         return tf.reshape(out, [self.num_slots, width])
+
+    def _split_matmul(self, x: tf.Tensor, kernels: tf.Tensor) -> tf.Tensor:
+        """Products of each domain's slots; those behind the last one's give 0."""
+        *parts, rest = tf.split(x, self._slots_of, num=self.num_domains + 1)
+        each = tf.unstack(tf.convert_to_tensor(kernels), num=self.num_domains)
+        out = [tf.matmul(a, b) for a, b in zip(parts, each, strict=True)]
+        out.append(tf.zeros([tf.shape(rest)[0], kernels.shape[-1]], x.dtype))
+        return tf.ensure_shape(tf.concat(out, axis=0), [self.num_slots, None])
 
     def view(self, x: tf.Tensor) -> tf.Tensor:
         """Returns [N, ...] in the shape that `param` broadcasts against."""
@@ -197,6 +225,15 @@ class DomainRows:
         rows = rows if isinstance(rows, int) else None
         out.set_shape([rows, *x.shape[1:]])
         return out
+
+
+def _can_split(num_domains: int) -> bool:
+    graph = tf.compat.v1.get_default_graph()
+    return (
+        num_domains <= MAX_SPLIT_DOMAINS
+        and not control_flow_util.GraphOrParentsInXlaContext(graph)
+        and not tf.config.list_physical_devices("GPU")
+    )
 
 
 def _block_rows(rows: int | None, num_domains: int) -> int:

@@ -181,7 +181,8 @@ class Gates(keras.layers.Layer):
     def _logits(self, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
         if x.shape.rank == 3:
-            parts = [rows.matmul(x[:, g], kernel[:, g]) for g in range(self.num_gates)]
+            pairs = zip(tf.unstack(x, axis=1), tf.unstack(kernel, axis=1), strict=True)
+            parts = [rows.matmul(a, b) for a, b in pairs]
             return rows.add(tf.concat(parts, axis=-1), self.bias)
         flat = tf.reshape(
             tf.transpose(kernel, [0, 2, 1, 3]),

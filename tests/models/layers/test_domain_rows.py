@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.layers import domain_rows
 from models.layers.domain_rows import DomainRows
 from tests.models.layers import twins
 
@@ -15,6 +16,14 @@ BATCHES = {
     "early": (3, list(np.random.default_rng(0).choice(3, 900, p=[0.9, 0.08, 0.02]))),
     "full_blocks": (2, [0] * 16 + [1] * 32),
 }
+
+
+@pytest.fixture(params=["split", "gathered"], autouse=True)
+def products(request, monkeypatch):
+    """Both ways to make the products of blocks; `split` is for small D only."""
+    if request.param == "gathered":
+        monkeypatch.setattr(domain_rows, "MAX_SPLIT_DOMAINS", 0)
+    return request.param
 
 
 def make(name, **settings):
@@ -101,6 +110,28 @@ def test_a_block_holds_rows_of_one_domain_and_all_rows_have_a_slot(name):
     np.testing.assert_array_equal(by_block[used], slots[used])
 
 
+def test_products_are_split_by_domain_for_known_shapes_outside_xla_only(products):
+    def is_split(rows, num_domains, *, jit=False):
+        seen = []
+
+        def call(domain):
+            seen.append(DomainRows(domain, num_domains).split)
+            return domain
+
+        spec = tf.TensorSpec([rows], tf.int32)
+        function = tf.function(
+            call, input_signature=[spec], autograph=False, jit_compile=jit
+        )
+        function(tf.zeros([40], tf.int32))
+        return seen == [True]
+
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    assert is_split(40, 3) == (products == "split" and on_cpu)
+    assert not is_split(40, 3, jit=True)
+    assert not is_split(None, 3)
+    assert not is_split(40, 129)
+
+
 def test_number_of_blocks_follows_from_shapes_alone():
     counts = {
         DomainRows(tf.constant(d, tf.int32), 5).num_slots
@@ -137,7 +168,9 @@ def test_padding_slots_send_no_gradient_to_the_row_they_copy():
 
 def test_padding_and_invalid_rows_are_told_apart_from_rows_that_count():
     rows = make("early")
-    valid = tf.constant(np.random.default_rng(1).random(900) < 0.5)
+    valid = np.random.default_rng(1).random(900) < 0.5
+    valid[0] = True  # the row that padding slots copy
+    valid = tf.constant(valid)
     counted = np.asarray(rows.valid_rows(valid))
     assert counted.shape == (rows.num_slots,)
     assert counted.sum() == np.asarray(valid).sum()

@@ -151,6 +151,7 @@ def test_large_tables_have_a_variable_of_their_own_and_score_the_same():
     together, apart = make(), make(shared_rows=7)
     assert [tuple(t.shape) for t in together.tables] == [(17, 3), (7, 2)]
     assert [tuple(t.shape) for t in apart.tables] == [(7, 3), (10, 3), (7, 2)]
+    assert len(make(shared_rows=10).tables) == 2
     wide = together.tables[0]
     apart.set_weights([wide[:7], wide[7:], together.tables[1]])
     got, want = apart.by_field(batch()), together.by_field(batch())

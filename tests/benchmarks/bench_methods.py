@@ -1,0 +1,96 @@
+"""Training rows/s of every method against the mlp of the same width, in one run.
+
+The whole of it: `--domains 3 10 30 100` (the default).  A method's `cost_vs_mlp` is
+how many times longer a row takes than mlp's at the same D; `cost_vs_first` against its
+own first D.  `ple` is one CGC level; `ple_2_levels` has a lower level, whose cost
+grows with D by definition, and is run for the smallest D only.
+"""
+
+import argparse
+import gc
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # run as a script too
+
+from tests.benchmarks import timing  # isort: skip
+
+FIELDS = 15  # and the domain's: 16 of width 16
+ROWS_OF_TABLE = 10_000
+UNITS = [256, 128, 64]
+SETTINGS = {
+    "mlp": ("mlp", {"hidden_units": UNITS}),
+    "shared_bottom": ("shared_bottom", {"hidden_units": UNITS}),
+    "mmoe": ("mmoe", {"expert_units": UNITS}),
+    "ple": ("ple", {"levels": [UNITS]}),
+    "ple_2_levels": ("ple", {"levels": [UNITS[:2], UNITS[2:]]}),
+    "star": ("star", {"hidden_units": UNITS}),
+    "m3oe": ("m3oe", {}),
+}
+
+
+def measure(names, num_domains, args, peak):
+    """Returns results by method for one number of domains."""
+    schema = timing.make_schema(
+        [ROWS_OF_TABLE] * FIELDS, num_domains, args.tasks, width=16
+    )
+    batch = timing.make_batch(schema, args.batch)
+    clock, runs, results = timing.Clock(), {}, {}
+    for name in names:
+        method, settings = SETTINGS[name]
+        timing.reset_peak()
+        before = timing.peak_mib()
+        runs[name] = timing.Training(
+            timing.make_method(method, schema, **settings), batch
+        )
+        runs[name].run(1)
+        results[name] = {"peak_mib_added": timing.peak_mib() - before}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            clock.time(name, lambda run=run: run.run(args.steps))
+    for name, run in runs.items():
+        rows, flops = args.batch * args.steps, run.flops()
+        reached = flops * args.steps / clock.secs(name)
+        results[name] |= {
+            "rows_per_sec": round(rows / clock.secs(name)),
+            "rows_per_cpu_sec": round(rows / clock.cpu_secs(name)),
+            "matmul_kflop_per_row": round(flops / args.batch / 1e3),
+            "share_of_matmul_peak": round(reached / peak, 2),
+            "cost_vs_mlp": timing.significant(clock.ratio("mlp", name)),
+        }
+    return results
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--domains", type=int, nargs="+", default=[3, 10, 30, 100])
+    parser.add_argument("--methods", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--tasks", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=2, help="in one timed call")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(argv)
+    names = ["mlp", *(n for n in args.methods if n != "mlp")]
+    peak = timing.matmul_peak()
+    table = {}
+    for num_domains in args.domains:
+        small = num_domains == min(args.domains)
+        chosen = [n for n in names if small or n != "ple_2_levels"]
+        table[num_domains] = measure(chosen, num_domains, args, peak)
+        gc.collect()
+    first = table[args.domains[0]]
+    for results in table.values():
+        for name, result in results.items():
+            cost = first[name]["rows_per_cpu_sec"] / result["rows_per_cpu_sec"]
+            result["cost_vs_first"] = timing.significant(cost)
+    timing.print_line(
+        "methods",
+        batch=args.batch,
+        tasks=args.tasks,
+        matmul_peak_gflops=round(peak / 1e9, 1),
+        by_domains=table,
+    )
+
+
+if __name__ == "__main__":
+    main()

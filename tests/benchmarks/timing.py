@@ -1,0 +1,178 @@
+"""What the benchmarks of training share: clocks, peaks, counted work, one batch."""
+
+import json
+import os
+import platform
+import time
+
+import models  # noqa: F401 - chooses Keras 2, so it comes first
+
+import numpy as np  # isort: skip
+import tensorflow as tf  # isort: skip
+import tf_keras as keras  # isort: skip
+
+from features.schema import FeatureInfo, ModelSchema  # isort: skip
+from models import registry  # isort: skip
+from models.method import MAIN  # isort: skip
+from models.training.loop import Loop  # isort: skip
+from tfrecords_tools.batch import Batch  # isort: skip
+
+MIB = 2**20
+PEAK_SIZE = 2048  # rows and columns of the product that measures the peak
+
+
+def print_line(name, **values):
+    """Prints the one JSON line of a benchmark."""
+    hardware = f"{os.cpu_count()} x {platform.machine()}"
+    print(json.dumps({"benchmark": name, **values, "hardware": hardware}))
+
+
+def significant(value, digits=3):
+    return float(f"{value:.{digits}g}")
+
+
+class Clock:
+    """Wall and CPU seconds of several things, round by round.
+
+    Other work on the machine slows a round of all of them; so compare within rounds
+    (`ratio`), or take the best round (`secs`).  CPU seconds hardly see it.
+    """
+
+    def __init__(self):
+        self.wall, self.cpu = {}, {}
+
+    def time(self, name, run):
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        self.cpu.setdefault(name, []).append(time.process_time() - cpu)
+        self.wall.setdefault(name, []).append(time.perf_counter() - wall)
+
+    def secs(self, name):
+        return min(self.wall[name])
+
+    def cpu_secs(self, name):
+        return min(self.cpu[name])
+
+    def ratio(self, name, other, kind="wall"):
+        """Median over rounds of how many times longer `other` takes."""
+        taken = getattr(self, kind)
+        return float(np.median(np.divide(taken[other], taken[name])))
+
+
+def matmul_peak(repeats=5):
+    """Returns the largest FLOP/s of a square float32 product, TensorFlow's own."""
+    x = tf.random.stateless_normal([PEAK_SIZE, PEAK_SIZE], [1, 2])
+    product = tf.function(lambda a: tf.reduce_sum(tf.matmul(a, a)), autograph=False)
+    product(x).numpy()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x).numpy()
+        times.append(time.perf_counter() - start)
+    return 2 * PEAK_SIZE**3 / min(times)
+
+
+def matmul_flops(function, *args, unknown=0.0):
+    """Returns FLOPs of the matrix products in one call of a traced function.
+
+    Sums over the graph.  A dimension that is not known stands for the rows of one
+    domain: `unknown` of them, on average.
+    """
+
+    def known(shape):
+        return [unknown if size is None else size for size in shape.as_list()]
+
+    total = 0
+    for op in function.get_concrete_function(*args).graph.get_operations():
+        if op.type not in ("MatMul", "BatchMatMulV2", "BatchMatMulV3"):
+            continue
+        first = known(op.inputs[0].shape)
+        name = "transpose_a" if op.type == "MatMul" else "adj_x"
+        inner = first[-2] if op.get_attr(name) else first[-1]
+        total += 2 * float(np.prod(known(op.outputs[0].shape))) * inner
+    return total
+
+
+def reset_peak():
+    """Forgets the peak of memory, where Linux allows it."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass  # the peak of the whole process then
+
+
+def peak_mib():
+    """Returns the peak of resident memory since `reset_peak`, in MiB."""
+    with open("/proc/self/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["VmHWM"].split()[0]) // 1024
+
+
+def make_schema(num_ids, num_domains, num_tasks, *, width=16, numbers=0):
+    """Returns one id field per entry of `num_ids`, an indicator of the domain, and
+    numeric fields."""
+    fields = [
+        FeatureInfo(f"id{i}", "item", "id", f"id{i}", rows, width)
+        for i, rows in enumerate(num_ids)
+    ]
+    fields.append(FeatureInfo("domain_id", "domain", "id", "d", num_domains, width))
+    fields += [FeatureInfo(f"x{i}", "item", "number") for i in range(numbers)]
+    return ModelSchema(
+        tuple(fields),
+        tuple(f"d{i}" for i in range(num_domains)),
+        tuple(f"t{i}" for i in range(num_tasks)),
+    )
+
+
+def make_batch(schema, rows, *, shares=None, seed=0):
+    """Returns random rows; domain 0 has 60 % of them, or `shares` says."""
+    rng = np.random.default_rng(seed)
+    count = schema.num_domains
+    if shares is None:
+        shares = np.full(count, 0.4 / max(count - 1, 1))
+        shares[0] = 1.0 - shares[1:].sum()
+    domain = rng.choice(count, rows, p=shares)
+    features = {"domain": tf.constant(domain, tf.int32)}
+    for info in schema.features:
+        if info.kind == "number":
+            features[info.name] = tf.constant(rng.random(rows), tf.float32)
+        elif info.role != "domain":
+            ids = rng.zipf(1.3, rows) % (info.num_ids - 2) + 2
+            features[info.name] = tf.constant(ids, tf.int32)
+    labels = rng.integers(0, 2, (rows, schema.num_tasks))
+    return Batch(
+        features,
+        tf.constant(labels, tf.float32),
+        tf.ones(labels.shape),
+        tf.ones([rows]),
+        tf.ones([rows], tf.bool),
+        {},
+    )
+
+
+def make_method(name, schema, **settings):
+    keras.utils.set_random_seed(1)
+    cls = registry.method_class(name)
+    return cls(cls.Config.parse(settings), schema)
+
+
+class Training:
+    """A method in the project's own loop, fed the same batch again and again."""
+
+    def __init__(self, method, batch):
+        self.method = method
+        self.batch = batch
+        self.loop = Loop(method, tf.distribute.get_strategy(), jit_compile=False)
+        self.stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
+
+    def run(self, steps):
+        result = self.loop.run({MAIN: self.stream}, steps)
+        if not result.is_finite or result.steps != steps:
+            raise RuntimeError(f"{type(self.method).__name__} diverged")
+
+    def flops(self):
+        """Returns FLOPs of the matrix products of one step."""
+        step = tf.function(self.method.train_step, autograph=False)
+        rows, domains = self.batch.domain.shape[0], self.method.schema.num_domains
+        return matmul_flops(step, {MAIN: self.batch}, unknown=rows / domains)
