@@ -24,6 +24,7 @@ from features.registry import dataset_spec
 from features.synthetic_world import SyntheticConfig
 
 EMPTY_ROWS = 500
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main(argv=None):
@@ -67,11 +68,14 @@ def _compare(args, folder):
 
 
 def _child(args, folder, part):
-    command = [sys.executable, "-m", __spec__.name if __spec__ else "", "--part", part]
-    if __spec__ is None:  # run as a file
-        command[1:3] = [__file__]
-    command += ["--folder", str(folder), "--workers", str(args.workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    command = [sys.executable, "-m", "tests.benchmarks.bench_preprocess"]
+    command += ["--part", part, "--folder", str(folder)]
+    command += ["--workers", str(args.workers)]
+    # Worker processes import the per-row pipeline by its name.
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, env=env, cwd=ROOT
+    )
     return json.loads(done.stdout)
 
 
