@@ -67,8 +67,12 @@ class DomainDense(keras.layers.Layer):
         if self.norm == "none":
             x = rows.add(rows.matmul(x, self.kernel), self.bias)
             return normalise.activate(x, self.activation)
-        kernel, bias = normalise.centre(self.kernel), normalise.centre(self.bias)
+        kernel, bias = tf.convert_to_tensor(self.kernel), self.bias
+        by_kernel = _centre_kernels(x, kernel)
+        if by_kernel:
+            kernel, bias = normalise.centre(kernel), normalise.centre(bias)
         x = rows.view(rows.add(rows.matmul(x, kernel), bias))
+        x = x if by_kernel else normalise.centre(x)
         gamma, beta = rows.param(self.gamma), rows.param(self.beta)
         return rows.flat(
             normalise.scale_norm(x, gamma, beta, activation=self.activation)
@@ -171,7 +175,8 @@ class DomainStack(keras.layers.Layer):
     def _block(self, i: int, x: tf.Tensor, rows: DomainRows) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernels[i])
         bias = tf.convert_to_tensor(self.biases[i])
-        if self.norm == "layer":
+        by_kernel = _centre_kernels(x, kernel)
+        if self.norm == "layer" and by_kernel:
             kernel, bias = normalise.centre(kernel), normalise.centre(bias)
         inputs = tf.unstack(x, axis=1) if x.shape.rank == 3 else [x]
         # One split: slices would each send back a gradient as large as the whole.
@@ -184,6 +189,7 @@ class DomainStack(keras.layers.Layer):
         x = tf.reshape(x, [-1, self.count, self.hidden_units[i]])
         x = rows.view(x) + rows.param(bias)
         if self.norm == "layer":
+            x = x if by_kernel else normalise.centre(x)
             gamma, beta = rows.param(self.gammas[i]), rows.param(self.betas[i])
             x = normalise.scale_norm(x, gamma, beta, activation=self.activation)
         else:
@@ -284,6 +290,16 @@ class DomainTowers(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout,
         }
+
+
+def _centre_kernels(x: tf.Tensor, kernel: tf.Tensor) -> bool:
+    """Whether a mean over outputs is cheaper taken out of [D, ..., in, out] kernels.
+
+    Else it is taken out of the outputs: many domains have more numbers in their
+    kernels than the batch has.
+    """
+    rows = x.shape[0]
+    return rows is not None and kernel.shape[0] * kernel.shape[-2] <= rows
 
 
 def _side_by_side(kernels: tf.Tensor) -> tf.Tensor:

@@ -1,11 +1,10 @@
 """Lean layer normalisation: what a Dense -> LayerNorm -> ReLU block is made of.
 
-The Keras layer reshapes into a fused batch normalisation, which on a CPU cost three
-to five times the product before it (`tests/benchmarks/bench_layers.py`).  Two exact
-identities make it cheap.  The mean over the outputs of `x W + b` is itself linear in
-x, so it is taken out of W and b instead of out of the activations (`centre`); and
-scale, shift and activation have a gradient with few passes over memory
-(`scale_norm`).
+The Keras layer reshapes into a fused batch normalisation, many passes over memory
+(`tests/benchmarks/bench_layers.py` compares).  Two exact identities make it cheap.
+The mean over the outputs of `x W + b` is itself linear in x, so it is taken out of W
+and b instead of out of the activations (`centre`); and scale, shift and activation
+have a gradient with few passes over memory (`scale_norm`).
 """
 
 from collections.abc import Callable

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.layers.domain import DomainDense, DomainStack, DomainTowers
+from models.layers.domain import (
+    DomainDense,
+    DomainStack,
+    DomainTowers,
+    _centre_kernels,
+)
 from models.layers.domain_rows import DomainRows
 from models.layers.star import StarDense
 from tests.models.layers import twins
@@ -227,6 +232,20 @@ def test_star_of_rank_one_scales_inputs_and_outputs():
     for row, d in enumerate(domain):
         expected = ((x[row] * a[d]) @ twins.array(layer.kernel)) * c[d]
         np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dense", "stack", "towers"])
+def test_mean_taken_out_of_kernels_or_of_outputs_is_the_same(kind):
+    """By kernels where rows are many, by outputs where they are few."""
+    layer, domain = make(kind, 50), list(np.random.default_rng(1).integers(0, 50, 600))
+    x = inputs(domain)
+    many = run(layer, x, domain).numpy()
+    assert _centre_kernels(tf.zeros([600, 1]), tf.zeros([50, WIDTH, 1]))
+    assert not _centre_kernels(tf.zeros([80, 1]), tf.zeros([50, WIDTH, 1]))
+    few = np.concatenate(
+        [run(layer, x[i : i + 5], domain[i : i + 5]) for i in range(0, 50, 5)]
+    )
+    np.testing.assert_allclose(few, many[:50], rtol=1e-3, atol=1e-4)
 
 
 def test_networks_of_domains_and_counts_differ_at_start():
