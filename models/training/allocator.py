@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
 
     By default each tensor above 32 MiB is a mapping of its own: given back to the
     kernel when freed, mapped and zeroed page by page at the next step.  On the CPU
-    that costs a batch of tens of thousands of rows about a fifth of its time
+    that costs a share of the time of a large batch
     (tests/benchmarks/bench_allocator.py).  Call it before the first training step.
     """
     if not sys.platform.startswith("linux"):
