@@ -26,7 +26,7 @@ from features.config import Config, nearest
 from features.dataset import Dataset
 from features.schema import encoded_columns
 from features.spec import SPLITS, DatasetSpec
-from pipeline import progress
+from pipeline import progress, quiet
 from pipeline.errors import JobError
 from pipeline.jobs import preprocess
 from pipeline.publish import Staging
@@ -92,7 +92,10 @@ def run(options: ScoreOptions) -> dict[str, Any]:
     with Staging(options.output_dir, overwrite=options.overwrite) as staging:
         beam_options = PipelineOptions(list(options.beam_args))
         runner = preprocess.local_runner(beam_options)
-        with progress.ProgressBars(options.show_progress):
+        with (
+            quiet.workers(options.beam_args if options.show_progress else ()),
+            progress.ProgressBars(options.show_progress),
+        ):
             with beam.Pipeline(runner, beam_options) as pipeline:
                 build(pipeline, options, dataset, models, staging.path)
         result = _summary(options, dataset, models, staging.path)

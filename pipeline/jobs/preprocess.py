@@ -18,7 +18,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from features.dataset import Dataset, DatasetInfo
 from features.spec import SPLITS, DatasetSpec
-from pipeline import progress
+from pipeline import progress, quiet
 from pipeline.errors import JobError
 from pipeline.options import PreprocessOptions
 from pipeline.publish import Staging
@@ -124,7 +124,10 @@ def run(options: PreprocessOptions) -> Dataset:
     _check_references(options)
     with Staging(options.data_dir, overwrite=options.overwrite) as staging:
         beam_options = PipelineOptions(list(options.beam_args))
-        with progress.ProgressBars(options.show_progress):
+        with (
+            quiet.workers(options.beam_args if options.show_progress else ()),
+            progress.ProgressBars(options.show_progress),
+        ):
             with beam.Pipeline(local_runner(beam_options), beam_options) as pipeline:
                 build(pipeline, options, staging.path)
         summary_path = staging.path / SUMMARY_FILE
