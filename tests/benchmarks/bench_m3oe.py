@@ -150,8 +150,9 @@ def main(argv=None):
     runs = {"m3oe": timing.Training(method, batch), "plain": PublishedTraining(batch)}
     for run in runs.values():
         run.run(1)
-    peak, clock = timing.matmul_peak(), timing.Clock()
+    peak, clock = timing.MatmulPeak(), timing.Clock()
     for _ in range(args.rounds):
+        peak.time(clock)
         for name, run in runs.items():
             clock.time(name, lambda run=run: run.run(args.steps))
     rows = args.batch * args.steps
@@ -167,9 +168,9 @@ def main(argv=None):
         cpu_ratio_to_plain=timing.significant(clock.ratio("m3oe", "plain", "cpu")),
         authors_rows_per_sec=AUTHORS_ROWS_PER_SEC,
         ratio_to_authors=timing.significant(ours / AUTHORS_ROWS_PER_SEC),
-        matmul_peak_gflops=round(peak / 1e9, 1),
+        matmul_peak_gflops=peak.gflops(clock),
         matmul_kflop_per_row=round(flops / args.batch / 1e3),
-        share_of_matmul_peak=round(flops * ours / args.batch / peak, 2),
+        share_of_matmul_peak=peak.share(clock, "m3oe", flops * args.steps),
     )
 
 

@@ -46,19 +46,19 @@ def measure(names, num_domains, args, peak):
         runs[name].run(1)
         results[name] = {"peak_mib_added": timing.peak_mib() - before}
     for _ in range(args.rounds):
+        peak.time(clock)
         for name, run in runs.items():
             clock.time(name, lambda run=run: run.run(args.steps))
     for name, run in runs.items():
         rows, flops = args.batch * args.steps, run.flops()
-        reached = flops * args.steps / clock.secs(name)
         results[name] |= {
             "rows_per_sec": round(rows / clock.secs(name)),
             "rows_per_cpu_sec": round(rows / clock.cpu_secs(name)),
             "matmul_kflop_per_row": round(flops / args.batch / 1e3),
-            "share_of_matmul_peak": round(reached / peak, 2),
+            "share_of_matmul_peak": peak.share(clock, name, flops * args.steps),
             "cost_vs_mlp": timing.significant(clock.ratio("mlp", name)),
         }
-    return results
+    return {"matmul_peak_gflops": peak.gflops(clock), "methods": results}
 
 
 def main(argv=None):
@@ -71,23 +71,22 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
     names = ["mlp", *(n for n in args.methods if n != "mlp")]
-    peak = timing.matmul_peak()
+    peak = timing.MatmulPeak()
     table = {}
     for num_domains in args.domains:
         small = num_domains == min(args.domains)
         chosen = [n for n in names if small or n != "ple_2_levels"]
         table[num_domains] = measure(chosen, num_domains, args, peak)
         gc.collect()
-    first = table[args.domains[0]]
+    first = table[args.domains[0]]["methods"]
     for results in table.values():
-        for name, result in results.items():
+        for name, result in results["methods"].items():
             cost = first[name]["rows_per_cpu_sec"] / result["rows_per_cpu_sec"]
             result["cost_vs_first"] = timing.significant(cost)
     timing.print_line(
         "methods",
         batch=args.batch,
         tasks=args.tasks,
-        matmul_peak_gflops=round(peak / 1e9, 1),
         by_domains=table,
     )
 

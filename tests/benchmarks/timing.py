@@ -59,17 +59,31 @@ class Clock:
         return float(np.median(np.divide(taken[other], taken[name])))
 
 
-def matmul_peak(repeats=5):
-    """Returns the largest FLOP/s of a square float32 product, TensorFlow's own."""
-    x = tf.random.stateless_normal([PEAK_SIZE, PEAK_SIZE], [1, 2])
-    product = tf.function(lambda a: tf.reduce_sum(tf.matmul(a, a)), autograph=False)
-    product(x).numpy()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product(x).numpy()
-        times.append(time.perf_counter() - start)
-    return 2 * PEAK_SIZE**3 / min(times)
+class MatmulPeak:
+    """A large square float32 product of TensorFlow's own, timed in every round.
+
+    `share` is by CPU seconds: what each core reaches while it works for us.
+    """
+
+    NAME = "matmul peak"
+    FLOPS = 2 * PEAK_SIZE**3
+
+    def __init__(self):
+        x = tf.random.stateless_normal([PEAK_SIZE, PEAK_SIZE], [1, 2])
+        product = tf.function(lambda a: tf.reduce_sum(tf.matmul(a, a)), autograph=False)
+        self.run = lambda: product(x).numpy()
+        self.run()
+
+    def time(self, clock):
+        clock.time(self.NAME, self.run)
+
+    def gflops(self, clock):
+        return round(self.FLOPS / clock.secs(self.NAME) / 1e9, 1)
+
+    def share(self, clock, name, flops):
+        """Returns FLOP per CPU second of `name` as a share of the product's."""
+        peak = self.FLOPS / clock.cpu_secs(self.NAME)
+        return round(flops / clock.cpu_secs(name) / peak, 2)
 
 
 def matmul_flops(function, *args, unknown=0.0):
