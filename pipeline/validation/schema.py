@@ -3,6 +3,8 @@
 import pathlib
 from typing import Any
 
+from features import spec as spec_lib
+from features.layout import canonical_name
 from features.schema import LABEL_PREFIX
 from features.spec import DatasetSpec
 from pipeline import quiet
@@ -14,7 +16,9 @@ MAX_STRING_DOMAIN = 50  # more distinct values are identifiers: new ones are nor
 MIN_DOMAIN_MASS = 0.95  # share of values that a value list must hold
 SHARE_THRESHOLD = 0.2  # largest change of one category's share (L-infinity)
 SHAPE_THRESHOLD = 0.2  # Jensen-Shannon divergence of a number's histograms
-_NO_COMPARATOR = ("time", "day")  # they move on by nature
+# TFDV compares histograms of equal width: one large value moves all cuts, and made
+# follower counts of successive days look unlike each other.
+_LONG_TAILED = ("log", "bucketise")
 
 
 def find_schema(
@@ -51,8 +55,14 @@ def infer(train: Any, spec: DatasetSpec) -> Any:
     Labels and weight are in TRAINING only.  Columns of few texts get the list of
     their values; those and the spec's numbers get a skew comparator (training rows
     against validation and test rows) and a drift comparator (this day against the
-    one before).  Identifiers get neither: new ones are normal.
+    one before).  Identifiers get neither, since new ones are normal; nor do numbers
+    that the spec takes the log or quantiles of (see `_LONG_TAILED`).
     """
+    long_tailed = {
+        canonical_name(spec, spec_lib.raw_column(f), "number")
+        for f in spec.features
+        if isinstance(f, spec_lib.Numeric) and f.transform in _LONG_TAILED
+    }
     schema = quiet.tfdv().infer_schema(train, max_string_domain_size=MAX_STRING_DOMAIN)
     del schema.default_environment[:]
     schema.default_environment.extend(ENVIRONMENTS)
@@ -66,7 +76,7 @@ def infer(train: Any, spec: DatasetSpec) -> Any:
             feature.distribution_constraints.min_domain_mass = MIN_DOMAIN_MASS
             for comparator in (feature.skew_comparator, feature.drift_comparator):
                 comparator.infinity_norm.threshold = SHARE_THRESHOLD
-        elif _is_number(feature) and not is_label:
+        elif _is_number(feature) and feature.name not in long_tailed:
             for comparator in (feature.skew_comparator, feature.drift_comparator):
                 comparator.jensen_shannon_divergence.threshold = SHAPE_THRESHOLD
     return schema
@@ -75,7 +85,7 @@ def infer(train: Any, spec: DatasetSpec) -> Any:
 def _is_number(feature: Any) -> bool:
     from tensorflow_metadata.proto.v0 import schema_pb2
 
-    return feature.type == schema_pb2.FLOAT and feature.name not in _NO_COMPARATOR
+    return feature.type == schema_pb2.FLOAT
 
 
 def load(path: pathlib.Path, owner: str = "schema") -> Any:

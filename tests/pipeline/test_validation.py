@@ -233,6 +233,17 @@ def test_identifiers_get_no_value_list(folder):
     assert not schema.string_domain
 
 
+def test_long_tailed_numbers_are_not_compared_by_shape():
+    features = [
+        {"kind": "numeric", "name": "price", "role": "item", "transform": "log"}
+    ]
+    spec = job_data.make_spec(features=features)
+    for used, is_compared in ((SPEC, True), (spec, False)):
+        schema = schema_lib.infer(stats_of(all=rows()), used)
+        (price,) = (f for f in schema.feature if f.name == "price")
+        assert price.HasField("skew_comparator") == is_compared
+
+
 def test_report_shows_the_first_findings_and_counts_the_rest():
     found = [validation.Anomaly("train", "all rows", f"c{i}", "r", "t") for i in "abc"]
     text = validation.AnomalyReport(tuple(found)).to_text(limit=2)
