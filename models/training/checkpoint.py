@@ -1,10 +1,11 @@
 """Checkpoints of a run: everything that a resumed run needs to be the same run."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -55,6 +56,10 @@ class RunState:
     stop_reason: str = ""
 
 
+class CheckpointError(OSError):
+    """A checkpoint that could not be written or read."""
+
+
 class _SavedState(tf.train.experimental.PythonState):
     """Puts a RunState into a TensorFlow checkpoint, so both are one atomic write."""
 
@@ -98,7 +103,8 @@ class Checkpoints:
         """
         if self._saved_step == self.state.step:
             return
-        self._manager.save(checkpoint_number=self.state.step)
+        with _writing(self._manager.directory):
+            self._manager.save(checkpoint_number=self.state.step)
         self._saved_step = self.state.step
         kept = f"step-{self.state.best_step}."
         for path in self.best_dir.glob("step-*"):
@@ -125,12 +131,26 @@ class Checkpoints:
         old one stays, for a run that is killed in between.
         """
         self.best_dir.mkdir(exist_ok=True)
-        self._best.write(str(self.best_dir / f"step-{self.state.step}"))
+        with _writing(self.best_dir):
+            self._best.write(str(self.best_dir / f"step-{self.state.step}"))
 
     def restore_best(self) -> None:
         """Puts the best evaluation's weights into the method."""
         path = self.best_dir / f"step-{self.state.best_step}"
         self._best.read(str(path)).assert_consumed()
+
+
+@contextlib.contextmanager
+def _writing(folder: str | pathlib.Path) -> Iterator[None]:
+    """Turns TensorFlow's error on a full disk or a lost folder into ours."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise CheckpointError(
+            f"checkpoints must be writable; got {error.message.split('; ')[-1]} "
+            f"({folder}). The last complete checkpoint is in force: free space and "
+            "start the same command again to go on from it."
+        ) from error
 
 
 def scoring_trackables(method: Method) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Loop:
             )
             return (
                 done + 1,
-                total + values,
+                total + tf.cast(values, total.dtype),
                 rows + tf.cast(counts, tf.int64),
                 tf.reduce_all(tf.math.is_finite(judged)),
             )
@@ -87,7 +87,8 @@ class Loop:
                 tf.constant(0, tf.int64),
                 # The number of scalars is known once the step is traced: [1]
                 # broadcasts to it, so that one trace is enough.
-                tf.zeros([1]),
+                # float64: the same sums whatever the number of steps a call.
+                tf.zeros([1], tf.float64),
                 tf.zeros([num_domains], tf.int64),
                 tf.constant(True),
             ),

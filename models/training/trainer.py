@@ -175,7 +175,7 @@ class Trainer:
         state = self.state
         given = self._events.run_due(self._streams)
         if given:
-            self._summaries.write("event", given, state.step)
+            self._summaries.write("train", given, state.step)
         at_end = state.step >= self.max_steps
         due = state.step > 0 and (state.step % self.eval_steps == 0 or at_end)
         if due and state.eval_step != state.step:
@@ -364,7 +364,8 @@ class Trainer:
     def _mean_loss(self) -> float | None:
         """Returns the mean training loss since the last evaluation."""
         steps = self.state.loss_steps
-        return self.state.loss_sum / steps if steps else None
+        # Rounded: a resumed run adds the same steps up in other calls.
+        return float(f"{self.state.loss_sum / steps:.7g}") if steps else None
 
     def _rows_per_sec(self) -> float | None:
         secs = self.state.timed_secs

@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 
-from models.training import trainer
+from models.training import checkpoint, trainer
 from models.training.history import read_history
 from models.training.signals import Interrupted, StopRequest
 from models.training.workdir import WorkdirError, locked
@@ -125,3 +125,27 @@ def test_two_runs_in_one_workdir_name_pid_and_host(dataset, tmp_path):
     assert f"pid {os.getpid()} on host {socket.gethostname()}" in str(error.value)
     with locked(tmp_path):
         pass  # free again
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_a_second_start_goes_on(
+    whole_run, tmp_path, monkeypatch
+):
+    config, whole = whole_run
+    save = checkpoint.tf.train.CheckpointManager.save
+
+    def full(self, *args, checkpoint_number):
+        if checkpoint_number > 20:
+            raise checkpoint.tf.errors.ResourceExhaustedError(
+                None, None, "ckpt-30_temp; No space left on device"
+            )
+        return save(self, *args, checkpoint_number=checkpoint_number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.tf.train.CheckpointManager, "save", full)
+        with pytest.raises(
+            checkpoint.CheckpointError, match=r"No space left.*checkpoints\)"
+        ):
+            trainer.train(config, tmp_path)
+    assert 0 < fakes.state(tmp_path)["step"] <= 20
+    trainer.train(config, tmp_path)
+    _same_run(whole, tmp_path)
