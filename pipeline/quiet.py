@@ -6,14 +6,10 @@ import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import is_user_error
-
-# Google's clients, which Beam imports, count the days of this Python version.
-_COUNTDOWN = "google.api_core._python_version_support"
 
 _STDERR = 2  # its file descriptor, which child processes inherit
 _LOG_CHARS = 20_000  # of the workers' log, shown on a failure
@@ -24,12 +20,7 @@ _NO_USE = (
 
 
 def start() -> None:
-    """Sets the filters; worker processes inherit them through the environment."""
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    # 3, not 2: TensorFlow calls its look for CUDA libraries an error.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("PYTHONWARNINGS", f"ignore::FutureWarning:{_COUNTDOWN}")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=_COUNTDOWN)
+    """Sets the filter of log lines; the other settings are `tfrecords_tools`' own."""
     logging.getLogger().addFilter(_is_of_use)
 
 

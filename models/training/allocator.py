@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 # Parameters of mallopt(3).
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _PAD_BYTES = 256 * 2**20
 
 
@@ -21,5 +21,11 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # musl
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _PAD_BYTES))
+    settings = (
+        # The arenas of other threads hold no more than 64 MiB in one piece.
+        (_ARENA_MAX, 1),
+        (_MMAP_MAX, 0),
+        (_TRIM_THRESHOLD, 2**31 - 1),
+        (_TOP_PAD, _PAD_BYTES),
+    )
     return all(mallopt(name, value) == 1 for name, value in settings)
