@@ -23,6 +23,7 @@ def _encoded(values: np.ndarray) -> np.ndarray:
 
 def main(export_dir: str, inputs_path: str, outputs_path: str) -> None:
     """Scores the rows with both loaders; raises when one of them cannot."""
+    tf.get_logger().setLevel("ERROR")  # the TF1 loader is deprecated, and meant here
     with np.load(inputs_path, allow_pickle=False) as stored:
         inputs = {name: stored[name] for name in stored.files}
     loaded = tf.saved_model.load(export_dir)

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+import tfrecords_tools
 from features import synthetic
 from features.dataset import Dataset
 from models.training.result import Result
@@ -17,7 +18,7 @@ from serving.inputs import raw_inputs
 from serving.publish import versions
 from serving.samples import raw_arrays, read_samples
 
-ROWS = 200_000
+ROWS = 150_000
 
 
 def _stage(name: str, *arguments: str) -> None:
@@ -92,7 +93,7 @@ def _score_one(data: pathlib.Path, version: pathlib.Path, out: pathlib.Path) -> 
     subprocess.run(
         [
             sys.executable,
-            "-I",
+            *("-I", "-W", tfrecords_tools.NO_COUNTDOWN),
             str(script),
             *(str(p.absolute()) for p in (version, inputs, outputs)),
         ],

@@ -12,9 +12,11 @@ import warnings
 # when they will stop supporting this Python.
 _COUNTDOWN = "google.api_core._python_version_support"
 
+NO_COUNTDOWN = f"ignore::FutureWarning:{_COUNTDOWN}"  # for -W of an isolated Python
+
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # 3, not 2: looking for CUDA libraries in vain is logged as an error.  What goes wrong
 # in an operation is raised in Python at any level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("PYTHONWARNINGS", f"ignore::FutureWarning:{_COUNTDOWN}")
+os.environ.setdefault("PYTHONWARNINGS", NO_COUNTDOWN)
 warnings.filterwarnings("ignore", category=FutureWarning, module=_COUNTDOWN)
