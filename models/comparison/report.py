@@ -60,16 +60,21 @@ def _figure(width: float = 9, height: float = 3.2) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def _legend(axes: Any) -> None:
+    """Puts the legend beside the plot, where it hides nothing."""
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
 def _rows(dataset: Dataset) -> Figure:
     figure, axes = _figure()
     names = list(dataset.info.fitted.domains)
     below = np.zeros(len(names))
-    for split in dataset.info.counts:
+    for split in ("train", "validation", "test"):
         rows = np.array([dataset.info.num_rows(split, name) for name in names])
         axes.bar(names, rows, bottom=below, label=split)
         below = below + rows
     axes.set_ylabel("rows")
-    axes.legend()
+    _legend(axes)
     return figure
 
 
@@ -89,7 +94,7 @@ def _aucs(summary: Mapping[str, Any]) -> Figure:
     names = [f"{c['domain']}\n{c['task']}" for c in cells]
     axes.set_xticklabels(names, fontsize=7)
     axes.set_ylabel("AUC")
-    axes.legend(fontsize=7, ncol=4)
+    _legend(axes)
     return figure
 
 
@@ -109,7 +114,7 @@ def _curves(results: Mapping[str, Sequence[Result]]) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation AUC")
     if axes.lines:
-        axes.legend(fontsize=7)
+        _legend(axes)
     return figure
 
 
@@ -136,7 +141,7 @@ def _calibration(scores: Scores) -> Figure:
     axes.plot([0, 1], [0, 1], "k:", lw=1)
     axes.set_xlabel(f"predicted {scores.tasks[0]}")
     axes.set_ylabel("observed")
-    axes.legend(fontsize=7)
+    _legend(axes)
     return figure
 
 
@@ -153,5 +158,5 @@ def _histograms(scores: Scores) -> Figure:
             label=name,
         )
     axes.set_xlabel(f"predicted {scores.tasks[0]}")
-    axes.legend(fontsize=7)
+    _legend(axes)
     return figure
