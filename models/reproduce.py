@@ -10,11 +10,14 @@ import logging
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
+from features.config import lookup_error
 from features.dataset import SUCCESS_FILE
 from models.compare import add_run_flags, compare, run_arguments, stop_on_sigterm
 from models.comparison import text
-from models.comparison.experiment import PreparedData, load_experiment
+from models.comparison.experiment import Experiment, PreparedData, load_experiment
 
 EPILOG = """example:
   python -m models.reproduce --experiment movielens_m3oe --raw_dir /data --seeds 5
@@ -38,6 +41,43 @@ def prepare(data: PreparedData, raw_dir: pathlib.Path, data_dir: pathlib.Path) -
         raise RuntimeError(f"data set {data.dataset} was not prepared; see above.")
 
 
+def write_results(
+    experiment: Experiment, summaries: Mapping[str, Any], results_dir: pathlib.Path
+) -> pathlib.Path:
+    """Writes the summaries of data sets beside those already there; returns the page.
+
+    The page says how many seeds each entry has: a run that was cut short is shown as
+    far as it got.
+    """
+    results_dir.mkdir(parents=True, exist_ok=True)
+    path = results_dir / f"{experiment.name}.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    known.update({name: _portable(summary) for name, summary in summaries.items()})
+    parts = [
+        f"# {experiment.title}\n",
+        f"Command: `make reproduce DATA=<raw data> EXPERIMENT={experiment.name}`. "
+        "AUC x 100 on test rows, +- std over seeds; rows/s of one run on its share of "
+        "the processors.\n",
+    ]
+    for name, data in experiment.data.items():
+        if name in known:
+            table = text.to_markdown(known[name], data.published)
+            parts.append(f"## {name}\n\n{table}")
+    path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    page = path.with_suffix(".md")
+    page.write_text("\n".join(parts), "utf-8")
+    return page
+
+
+def _portable(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a summary without the folders of the machine that made it."""
+    entries = {
+        label: {k: v for k, v in entry.items() if k != "workdirs"}
+        for label, entry in summary["entries"].items()
+    }
+    return {**summary, "entries": entries}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -58,16 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     stop_on_sigterm()
     try:
         experiment = load_experiment(args.experiment)
-        summaries, pages = {}, [f"# {experiment.title}\n"]
-        command = "make reproduce DATA=<raw data> "
-        command += f"EXPERIMENT={experiment.name} SEEDS={args.seeds}"
-        pages.append(
-            f"Command: `{command}`. AUC x 100 on test rows, +- std over seeds.\n"
-        )
-        chosen = set(filter(None, args.data.split(","))) or set(experiment.data)
-        for name, data in experiment.data.items():
-            if name not in chosen:
-                continue
+        chosen = list(filter(None, args.data.split(","))) or list(experiment.data)
+        for name in chosen:
+            if name not in experiment.data:
+                raise lookup_error("data", name, experiment.data)
+        for name in chosen:
+            data = experiment.data[name]
             folder = args.runs_dir / experiment.name / name
             prepare(data, args.raw_dir, folder / "data")
             summary = compare(
@@ -79,16 +115,11 @@ def main(argv: list[str] | None = None) -> int:
                 references=data.published,
             )
             print(f"{name}\n{text.to_text(summary, data.published)}")
-            summaries[name] = summary
-            pages.append(f"## {name}\n\n" + text.to_markdown(summary, data.published))
-        args.results_dir.mkdir(parents=True, exist_ok=True)
-        base = args.results_dir / experiment.name
-        base.with_suffix(".json").write_text(json.dumps(summaries, indent=1), "utf-8")
-        base.with_suffix(".md").write_text("\n".join(pages), "utf-8")
+            page = write_results(experiment, {name: summary}, args.results_dir)
     except (ValueError, LookupError, RuntimeError, OSError) as error:
         print(f"reproduce failed: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
-    print(f"results: {base}.md")
+    print(f"results: {page}")
     return 0
 
 

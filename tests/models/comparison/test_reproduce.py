@@ -1,0 +1,76 @@
+"""Result pages grow by data set and hold no path of the machine that made them."""
+
+import json
+
+import pytest
+
+from models import reproduce
+from models.comparison import experiment
+
+
+def make():
+    return experiment.Experiment.parse(
+        {
+            "name": "two",
+            "title": "Two data sets",
+            "data": {
+                "first": {"dataset": "synthetic", "published": {"paper": [61.0]}},
+                "second": {"dataset": "synthetic"},
+            },
+            "entries": {"ours": {"method": "mlp"}},
+            "main": "ours",
+        },
+        where="test",
+    )
+
+
+def summary(auc):
+    stats = {"mean": auc, "std": None}
+    entry = {
+        "cells": [{"domain": "d", "task": "t", "auc": stats}],
+        "mean_auc": stats,
+        "mean_logloss": {"mean": 0.5, "std": None},
+        "train_rows_per_sec": None,
+        "num_parameters": 7,
+        "seeds": 1,
+        "workdirs": ["/home/somebody/runs"],
+    }
+    return {"main": "ours", "entries": {"ours": entry}, "differences": {}}
+
+
+def test_a_second_data_set_stands_beside_the_first(tmp_path):
+    reproduce.write_results(make(), {"second": summary(0.7)}, tmp_path)
+    page = reproduce.write_results(make(), {"first": summary(0.6)}, tmp_path)
+    text = page.read_text()
+    assert text.index("## first") < text.index("60.00") < text.index("## second")
+    assert text.index("## second") < text.index("70.00")
+    assert text.count("| paper | 61.00 |") == 1
+
+
+def test_no_folder_of_this_machine_is_kept(tmp_path):
+    page = reproduce.write_results(make(), {"first": summary(0.6)}, tmp_path)
+    assert "somebody" not in page.with_suffix(".json").read_text()
+    kept = json.loads(page.with_suffix(".json").read_text())
+    assert kept["first"]["entries"]["ours"]["num_parameters"] == 7
+
+
+def test_unknown_data_set_names_the_nearest(tmp_path, capsys):
+    arguments = ["--experiment=demo", "--raw_dir=x", f"--results_dir={tmp_path}"]
+    assert reproduce.main([*arguments, "--data=syntetic"]) == 1
+    assert "synthetic" in capsys.readouterr().err
+
+
+def test_missing_raw_data_fails_with_a_status(tmp_path, capfd):
+    arguments = ["--experiment=demo", f"--raw_dir={tmp_path / 'nowhere'}"]
+    arguments += [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path}"]
+    assert reproduce.main(arguments) == 1
+    assert "was not prepared" in capfd.readouterr().err
+    assert not (tmp_path / "demo.json").exists()
+
+
+@pytest.mark.parametrize("name", ["movielens_m3oe", "kuairand_m3oe", "epinions_m3oe"])
+def test_experiments_on_real_data_compare_with_every_baseline(name):
+    found = experiment.load_experiment(name)
+    methods = {entry.method for entry in found.entries.values()}
+    assert methods == {"m3oe", "mlp", "shared_bottom", "mmoe", "ple", "star"}
+    assert found.entries[found.target_only].form == "mtl"
