@@ -150,7 +150,7 @@ def authors_rows_per_sec(args):
     for threads in {1, os.cpu_count()}:
         command = [args.authors_python, str(script), str(args.authors_dir)]
         done = subprocess.run(
-            [*command, str(args.batch), "6", str(threads)],
+            [*command, str(args.batch), "3", str(threads)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
