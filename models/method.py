@@ -33,12 +33,14 @@ class Stream:
       domains: Domains to keep; empty = all.
       batch_share: Rows a step as a share of the run's batch size.
       path: Another prepared folder (below the data folder), or "" for the data set.
+      event_only: Drawn by periodic events only, never by a training step.
     """
 
     split: str = "train"
     domains: tuple[str, ...] = ()
     batch_share: float = 1.0
     path: str = ""
+    event_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,16 @@ class PeriodicEvent:
 
     `run` is called outside the step function; it must be idempotent and keep all it
     remembers in `Method.extra_state`, so that a resumed run does the same.  With
-    `takes_batch` it gets the next training batches.
+    `takes_batch` it gets the next training batches; with `draws` a function
+    `draw(stream) -> Batch | None` that gives the next batch of a stream each time it
+    is called (None for an `event_only` stream without rows).
     """
 
     name: str
     every_steps: int
     run: Callable[..., Mapping[str, float] | None]
     takes_batch: bool = False
+    draws: bool = False
 
 
 class MethodConfig(Config):
@@ -104,6 +109,10 @@ class Method(tf.Module, abc.ABC):
     def streams(self) -> dict[str, Stream]:
         """Returns the input streams by name."""
         return {MAIN: Stream()}
+
+    def serving_domains(self) -> tuple[str, ...]:
+        """Returns the domains it is evaluated on and exported for, in index order."""
+        return self.schema.domains
 
     def loss(self, batches: Batches) -> tuple[tf.Tensor, Metrics]:
         """Returns this replica's share of the loss, and scalars to log.

@@ -95,7 +95,9 @@ def export(
         tf.saved_model.save(module, str(folder), signatures=module.signatures())
         assert_only_serving_variables(folder, method)
         same = parity.check_parity(folder, method, dataset, split=split)
-        table = samples.read_samples(dataset, split, max(warmup.BATCH_SIZES))
+        table = samples.read_samples(
+            dataset, split, max(warmup.BATCH_SIZES), method.serving_domains()
+        )
         arrays = samples.raw_arrays(dataset.info.spec, module.inputs, table)
         warmup.write_warmup(folder, base_dir.name, module.inputs, arrays)
         scores = gate.candidate_scores(method, dataset, split)
@@ -159,7 +161,7 @@ def _metadata(
         "method": type(method).__name__,
         "dataset": dataset.info.spec.name,
         "fingerprint": dataset.info.fingerprint,
-        "domains": list(method.schema.domains),
+        "domains": list(method.serving_domains()),
         "tasks": list(method.schema.tasks),
         "inputs": {
             item.name: {

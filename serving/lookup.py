@@ -26,6 +26,7 @@ class RawEncoder(tf.Module):
       domains: Domain names of the model, in its own index order.
       unknown_domain: Name of the domain that takes rows of an unknown domain, or
         None: such a request is refused with an error that names the value.
+      served: The domains that are served, default all; others count as unknown.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class RawEncoder(tf.Module):
         dataset: Dataset,
         domains: tuple[str, ...],
         unknown_domain: str | None = None,
+        served: tuple[str, ...] | None = None,
     ):
         super().__init__()
         self._spec = dataset.info.spec
         self._fitted = dataset.info.fitted
         self._domains = domains
+        self._served = domains if served is None else served
         self._tables = {
             name: _vocab_table(dataset.data_dir / "vocab" / f"{name}.txt")
             for name in self._fitted.vocabs
@@ -48,20 +51,20 @@ class RawEncoder(tf.Module):
 
     def _default_index(self, unknown_domain: str | None) -> int:
         if unknown_domain is not None:
-            if unknown_domain not in self._domains:
+            if unknown_domain not in self._served:
                 raise LookupError(
                     "export.unknown_domain must be a domain of the model "
-                    f"({', '.join(self._domains)}); got {unknown_domain!r}."
+                    f"({', '.join(self._served)}); got {unknown_domain!r}."
                 )
             return self._domains.index(unknown_domain)
         return self._local(self._fitted.domain_default)
 
     def _local(self, index: int) -> int:
-        """Data set index -> model index; -1 for a domain the model does not have."""
+        """Data set index -> model index; -1 for a domain that is not served."""
         if index < 0:
             return -1
         name = self._fitted.domains[index]
-        return self._domains.index(name) if name in self._domains else -1
+        return self._domains.index(name) if name in self._served else -1
 
     def _make_domain_table(self) -> tf.lookup.StaticHashTable:
         values = {
@@ -118,7 +121,7 @@ class RawEncoder(tf.Module):
             return tf.cast(index, tf.int32)
         message = (
             f"request.{self._spec.domain.column} must lead to a domain of this model "
-            f"({', '.join(self._domains)}); a row has a value that does not. Send a "
+            f"({', '.join(self._served)}); a row has a value that does not. Send a "
             "known value, or export with --unknown_domain."
         )
         is_known = tf.debugging.assert_non_negative(index, message=message)

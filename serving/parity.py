@@ -9,11 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
 from features.dataset import Dataset
-from features.layout import canonical_name
 from models.method import Method
 from serving.inputs import raw_inputs
 from serving.samples import raw_arrays, read_samples
@@ -59,15 +57,13 @@ def check_parity(
         no sampled row of the model's domains, or when the artefact does not load.
     """
     schema = method.schema
-    table = read_samples(dataset, split, rows)
-    spec = dataset.info.spec
-    in_domains = _rows_of_domains(dataset, schema.domains, table)
-    table = table.filter(pa.array(in_domains))
+    spec, domains = dataset.info.spec, method.serving_domains()
+    table = read_samples(dataset, split, rows, domains)
     row_ids = table.column("row_id").to_numpy()
     if not len(row_ids):
         raise ParityError(
             f"parity.{split} must have sampled rows of the model's domains "
-            f"({', '.join(schema.domains)}); got none ({dataset.data_dir}). Export "
+            f"({', '.join(domains)}); got none ({dataset.data_dir}). Export "
             "with the other split."
         )
     arrays = raw_arrays(spec, raw_inputs(spec), table)
@@ -88,20 +84,6 @@ def check_parity(
             "training graph encode or score rows differently."
         )
     return Parity(len(row_ids), *differences)
-
-
-def _rows_of_domains(
-    dataset: Dataset, domains: tuple[str, ...], table: pa.Table
-) -> np.ndarray:
-    """Which rows belong to these domains; bool [rows]."""
-    fitted = dataset.info.fitted
-    spec = dataset.info.spec
-    column = table.column(canonical_name(spec, spec.domain.column, "id"))
-    names = [
-        fitted.domains[fitted.domain_values.get(value, fitted.domain_default)]
-        for value in column.to_pylist()
-    ]
-    return np.isin(names, domains)
 
 
 def training_scores(

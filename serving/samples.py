@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.dataset import Dataset, DatasetError
-from features.layout import layout
+from features.layout import canonical_name, layout
 from features.spec import DatasetSpec
 from serving.inputs import RawInput
 
 SAMPLES_DIR = "samples"
 
 
-def read_samples(dataset: Dataset, split: str, rows: int) -> pa.Table:
-    """Returns up to `rows` canonical raw rows of a split.
+def read_samples(
+    dataset: Dataset, split: str, rows: int, domains: Sequence[str] = ()
+) -> pa.Table:
+    """Returns up to `rows` canonical raw rows of a split, of these domains (() = all).
 
     Raises:
       DatasetError: When the data set holds no samples.
@@ -30,7 +32,24 @@ def read_samples(dataset: Dataset, split: str, rows: int) -> pa.Table:
             f"data_dir must hold {SAMPLES_DIR}/{split}.parquet (raw rows to check the "
             f"export with); {dataset.data_dir} has none. Prepare the data set again."
         )
-    return pq.read_table(path).slice(0, rows)
+    table = pq.read_table(path)
+    if domains:
+        table = table.filter(pa.array(rows_of_domains(dataset, domains, table)))
+    return table.slice(0, rows)
+
+
+def rows_of_domains(
+    dataset: Dataset, domains: Sequence[str], table: pa.Table
+) -> np.ndarray:
+    """Returns which canonical raw rows belong to these domains; bool [rows]."""
+    fitted, spec = dataset.info.fitted, dataset.info.spec
+    column = table.column(canonical_name(spec, spec.domain.column, "id"))
+    index = [
+        fitted.domain_values.get(value, fitted.domain_default)
+        for value in column.to_pylist()
+    ]
+    names = [fitted.domains[i] if i >= 0 else "" for i in index]
+    return np.isin(names, list(domains))
 
 
 def raw_arrays(

@@ -45,7 +45,9 @@ class ServingModule(tf.Module):
     ):
         super().__init__()
         self._tasks = method.schema.tasks
-        self._encoder = RawEncoder(dataset, method.schema.domains, unknown_domain)
+        self._encoder = RawEncoder(
+            dataset, method.schema.domains, unknown_domain, method.serving_domains()
+        )
         self._allowed = method.serving_variables()
         # A plain function, so that the model it closes over is not saved.
         self._forward = functools.partial(method.serving_model(), training=False)

@@ -93,6 +93,7 @@ class Scorer:
 
     def __init__(self, method: Method):
         self._schema = method.schema
+        self._domains = method.serving_domains()
         self._model = method.serving_model()
         self._forward = tf.function(self._logits, autograph=False)
 
@@ -103,20 +104,20 @@ class Scorer:
         *,
         batch_size: int = 16384,
     ) -> Scores:
-        """Returns the scores of a split's rows in the model's domains.
+        """Returns the scores of a split's rows in the domains that are served.
 
         A split without rows in these domains gives empty scores.
 
         Raises:
           CountError: When the rows read are not those that `dataset.json` counts.
         """
-        schema = self._schema
-        if not any(dataset.info.num_rows(split, name) for name in schema.domains):
-            return _no_rows(schema.domains, schema.tasks, split)
+        schema, domains = self._schema, self._domains
+        if not any(dataset.info.num_rows(split, name) for name in domains):
+            return _no_rows(domains, schema.tasks, split)
         stream = streams.read_domains(
             dataset,
             run_domains=schema.domains,
-            domains=schema.domains,
+            domains=domains,
             split=split,
             tasks=schema.tasks,
             batch_size=batch_size,
@@ -136,8 +137,11 @@ class Scorer:
             valid = batch.valid.numpy()
             parts.append(tuple(column.numpy()[valid] for column in columns))
         joined: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        if domains != schema.domains:  # from the model's index to that of the scores
+            index = [domains.index(d) if d in domains else -1 for d in schema.domains]
+            joined[2] = np.array(index, np.int32)[joined[2]]
         self._check_counts(dataset, split, joined[2])
-        return ordered(*joined, schema.domains, schema.tasks, split)  # type: ignore[call-arg]
+        return ordered(*joined, domains, schema.tasks, split)  # type: ignore[call-arg]
 
     def _logits(self, batch: Batch) -> tf.Tensor:
         outputs = self._model(batch.features, training=False)
@@ -145,8 +149,8 @@ class Scorer:
         return tf.stack(logits, axis=1)
 
     def _check_counts(self, dataset: Dataset, split: str, domain: np.ndarray) -> None:
-        seen = np.bincount(domain, minlength=self._schema.num_domains)
-        for name, count in zip(self._schema.domains, seen, strict=True):
+        seen = np.bincount(domain, minlength=len(self._domains))
+        for name, count in zip(self._domains, seen, strict=True):
             expected = dataset.info.num_rows(split, name)
             if count != expected:
                 raise CountError(

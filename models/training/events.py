@@ -19,11 +19,17 @@ class Events:
         self._strategy = strategy
         self._state = state
         self._events = method.periodic_events()
+        replicas = strategy.num_replicas_in_sync
         for event in self._events:
             if event.every_steps < 1:
                 raise ValueError(
                     f"PeriodicEvent.every_steps must be at least 1; got "
                     f"{event.every_steps} (event {event.name!r})."
+                )
+            if event.draws and replicas > 1:
+                raise ValueError(
+                    f"RunConfig.strategy must be one_device for {method.name}: its "
+                    f"event {event.name!r} draws batches; got {replicas} devices."
                 )
 
     def steps_to_next(self) -> float:
@@ -42,8 +48,11 @@ class Events:
             done = self._state.events_done.get(event.name, 0)
             if step == 0 or step % event.every_steps or done == step:
                 continue
-            arguments = (streams.draw(),) if event.takes_batch else ()
-            values = self._run(event.run, arguments)
+            if event.draws:
+                values = event.run(streams.draw_one)
+            else:
+                arguments = (streams.draw(),) if event.takes_batch else ()
+                values = self._run(event.run, arguments)
             self._state.events_done[event.name] = step
             for key, value in (values or {}).items():
                 given[f"{event.name}/{key}"] = float(value)

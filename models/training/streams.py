@@ -47,6 +47,12 @@ def plan_streams(
         source = (
             Dataset.open(dataset.data_dir / stream.path) if stream.path else dataset
         )
+        if source.info.fingerprint != dataset.info.fingerprint:
+            raise ValueError(
+                f"stream {name!r} must have the fingerprint {dataset.info.fingerprint} "
+                f"of {dataset.data_dir}; got {source.info.fingerprint} "
+                f"({source.data_dir}). Make it again from this data set."
+            )
         domains = tuple(stream.domains) or method.schema.domains
         replicas = max(1, tf.distribute.get_strategy().num_replicas_in_sync)
         batch_size = round(config.batch_size * stream.batch_share)
@@ -57,6 +63,8 @@ def plan_streams(
                 f"{batch_size}. Change batch_size."
             )
         rows = sum(source.info.num_rows(stream.split, d) for d in domains)
+        if rows == 0 and stream.event_only:
+            continue  # the event is told so when it draws
         if rows == 0:
             raise ValueError(
                 f"stream {name!r} must have rows; {source.data_dir} has none in split "
@@ -70,7 +78,8 @@ def plan_streams(
 
 def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
     """Returns the plan that an epoch is counted by: stream `main`, or the first."""
-    return plans[MAIN if MAIN in plans else min(plans)]
+    trained = [name for name, plan in plans.items() if not plan.stream.event_only]
+    return plans[MAIN if MAIN in plans else min(trained)]
 
 
 class TrainStreams:
@@ -89,6 +98,9 @@ class TrainStreams:
         state: RunState,
     ):
         self.plans = plans
+        self._trained = {n: p for n, p in plans.items() if not p.stream.event_only}
+        # Training streams first: one for events leaves their order of rows alone.
+        self._order = sorted(plans, key=lambda n: (plans[n].stream.event_only, n))
         self._run_domains = method.schema.domains
         self._config = config
         self._strategy = strategy
@@ -99,31 +111,42 @@ class TrainStreams:
         """Returns how many steps can be done before some stream ends its epoch."""
         return min(
             plan.steps_per_epoch - self._drawn(name) % plan.steps_per_epoch
-            for name, plan in self.plans.items()
+            for name, plan in self._trained.items()
         )
 
     def iterators(self) -> dict[str, Any]:
-        """Returns an iterator per stream, standing at the next batch."""
-        for name, plan in self.plans.items():
-            epoch, batch = divmod(self._drawn(name), plan.steps_per_epoch)
-            if name not in self._open or self._open[name][0] != epoch:
-                self._open[name] = (epoch, iter(self._dataset(name, epoch, batch)))
-        return {name: iterator for name, (_, iterator) in self._open.items()}
+        """Returns an iterator per training stream, standing at the next batch."""
+        return {name: self._iterator(name) for name in self._trained}
 
     def advance(self, steps: int) -> None:
-        """Notes that `steps` batches were drawn from every stream."""
-        for name in self.plans:
+        """Notes that `steps` batches were drawn from every training stream."""
+        for name in self._trained:
             self._state.drawn[name] = self._drawn(name) + steps
 
     def draw(self) -> dict[str, Any]:
-        """Returns the next batch of every stream, for a periodic event."""
+        """Returns the next batch of every training stream, for a periodic event."""
         batches = {name: next(it) for name, it in self.iterators().items()}
         self.advance(1)
         return batches
 
+    def draw_one(self, name: str) -> Any:
+        """Returns the next batch of one stream; None for one without rows."""
+        if name not in self.plans:
+            return None
+        batch = next(self._iterator(name))
+        self._state.drawn[name] = self._drawn(name) + 1
+        return batch
+
     def reset(self) -> None:
         """Forgets open iterators: the state was set back."""
         self._open.clear()
+
+    def _iterator(self, name: str) -> Any:
+        plan = self.plans[name]
+        epoch, batch = divmod(self._drawn(name), plan.steps_per_epoch)
+        if name not in self._open or self._open[name][0] != epoch:
+            self._open[name] = (epoch, iter(self._dataset(name, epoch, batch)))
+        return self._open[name][1]
 
     def _drawn(self, name: str) -> int:
         return self._state.drawn.get(name, 0)
@@ -138,7 +161,7 @@ class TrainStreams:
             tasks=self._config.tasks,
             batch_size=plan.batch_size,
             # Two streams over the same rows must not be in step with each other.
-            shuffle_seed=self._config.seed + 1000003 * sorted(self.plans).index(name),
+            shuffle_seed=self._config.seed + 1000003 * self._order.index(name),
             epoch=epoch,
             skip_batches=skip,
         )

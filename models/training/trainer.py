@@ -106,11 +106,12 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.workdir = workdir
-        schema = run_schema(config, dataset)
-        measure.check_metric(config.metric, schema.domains, schema.tasks)
         self._strategy = tf.distribute.get_strategy()
         self.state = RunState()
         self.method = make_method(config, dataset)
+        measure.check_metric(
+            config.metric, self.method.serving_domains(), self.method.schema.tasks
+        )
         self.plans = streams.plan_streams(self.method, dataset, config)
         self._main = streams.main_plan(self.plans)
         self._streams = streams.TrainStreams(

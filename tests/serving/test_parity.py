@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from features.dataset import DatasetError
-from serving import parity
+from serving import parity, samples
 from tests.serving import tiny_raw
 
 TASKS = ("task0", "task1")
@@ -84,14 +84,17 @@ def test_sampled_row_that_is_not_encoded_is_named(method, dataset):
 
 
 def test_rows_of_domains_that_the_model_lacks_are_left_out(dataset, encoded):
-    keep = parity._rows_of_domains(dataset, ("d2",), tiny_raw.raw_table(encoded))
+    keep = samples.rows_of_domains(dataset, ("d2",), tiny_raw.raw_table(encoded))
     assert keep.tolist() == [d == 2 for d in encoded["domain"].to_pylist()]
+    kept = samples.read_samples(dataset, "test", 3, ("d2",))
+    assert kept.num_rows == 3
+    assert samples.rows_of_domains(dataset, ("d2",), kept).all()
 
 
 def test_no_sampled_row_of_the_models_domains_is_an_error(
     method, dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parity, "_rows_of_domains", lambda *_: np.zeros(100, bool))
+    monkeypatch.setattr(samples, "rows_of_domains", lambda *_: np.zeros(100, bool))
     with pytest.raises(parity.ParityError, match="parity.test must have sampled rows"):
         parity.check_parity(tmp_path, method, dataset)
 

@@ -16,6 +16,8 @@ class FakeConfig(MethodConfig):
     dropout: float = 0.0
     every_steps: int = 0
     takes_batch: bool = False
+    draws: bool = False
+    serves: str = ""
     two_streams: bool = False
     nan_from_step: int = 0
 
@@ -61,22 +63,36 @@ class Fake(Method):
         self.event_count = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.event_sum = tf.Variable(0.0, trainable=False)
         self.seen = []
+        self.drawn = []
         super().__init__(config, schema)
 
     def build_model(self):
         return FakeModel(self.schema, self.config.dropout)
 
     def streams(self):
-        extra = {"other": Stream(domains=("d1",), batch_share=0.5)}
-        return {MAIN: Stream(), **(extra if self.config.two_streams else {})}
+        streams = {MAIN: Stream()}
+        if self.config.two_streams:
+            streams["other"] = Stream(domains=("d1",), batch_share=0.5)
+        if self.config.draws:
+            streams["asked"] = Stream(domains=("d2",), event_only=True)
+        return streams
+
+    def serving_domains(self):
+        return (self.config.serves,) if self.config.serves else self.schema.domains
 
     def periodic_events(self):
         if not self.config.every_steps:
             return []
-        run = self._with_batch if self.config.takes_batch else self._event
+        config = self.config
+        run = self._with_batch if config.takes_batch else self._event
+        run = self._with_draws if config.draws else run
         return [
             PeriodicEvent(
-                "count", self.config.every_steps, run, self.config.takes_batch
+                "count",
+                config.every_steps,
+                run,
+                takes_batch=config.takes_batch,
+                draws=config.draws,
             )
         ]
 
@@ -104,6 +120,17 @@ class Fake(Method):
     def _with_batch(self, batches):
         self.event_sum.assign_add(tf.reduce_sum(batches[MAIN].features["price"]))
         self.model.out.bias.assign_add(0.01 * tf.ones_like(self.model.out.bias))
+        return self._event()
+
+    def _with_draws(self, draw):
+        """Three batches of the stream that steps never see."""
+        for _ in range(3):
+            batch = draw("asked")
+            if batch is None:
+                continue
+            own = tf.boolean_mask(batch.features["price"], batch.valid)
+            self.event_sum.assign_add(tf.reduce_sum(own))
+            self.drawn += batch.domain.numpy()[batch.valid.numpy()].tolist()
         return self._event()
 
 

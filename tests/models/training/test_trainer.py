@@ -67,6 +67,65 @@ def test_events_run_on_exact_steps(dataset, tmp_path):
     assert one.method.seen == [6, 12, 18]
 
 
+def test_an_event_draws_a_stream_that_steps_never_see(dataset, tmp_path):
+    drawing = {"every_steps": 6, "draws": True}
+    plain, asked = (
+        _trainer(
+            fakes.config(dataset.data_dir, max_steps=20, method_config=settings),
+            tmp_path / str(len(settings)),
+        )
+        for settings in ({}, drawing)
+    )
+    plain.run()
+    asked.run()
+    assert asked.state.drawn == {"main": 20, "asked": 9}
+    assert set(asked.method.drawn) == {2}
+    # 3 x 3 batches go round the domain's rows, each exactly once a pass.
+    rows = asked.plans["asked"].rows
+    passes, steps = divmod(9, asked.plans["asked"].steps_per_epoch)
+    whole = len(asked.method.drawn) - passes * rows
+    assert 0 <= whole <= steps * 64
+    for name, value in fakes.weights(tmp_path / "0").items():
+        if "event" not in name:
+            other = fakes.weights(tmp_path / "2")[name]
+            np.testing.assert_array_equal(other, value, err_msg=name)
+
+
+def test_a_stream_for_events_may_have_no_rows(dataset, tmp_path, monkeypatch):
+    config = fakes.config(
+        dataset.data_dir,
+        max_steps=6,
+        method_config={"every_steps": 6, "draws": True},
+    )
+    counted = type(dataset.info).num_rows
+    monkeypatch.setattr(
+        type(dataset.info),
+        "num_rows",
+        lambda info, split=None, domain=None: (
+            0 if domain == "d2" and split == "train" else counted(info, split, domain)
+        ),
+    )
+    one = _trainer(config, tmp_path)
+    assert one._streams.draw_one("asked") is None
+    assert "asked" not in one.plans
+
+
+def test_only_served_domains_are_evaluated(dataset, tmp_path):
+    config = fakes.config(
+        dataset.data_dir, max_epochs=1, method_config={"serves": "d1"}
+    )
+    result = trainer.train(config, tmp_path / "one")
+    assert {cell["domain"] for cell in result.metrics["test"]["cells"]} == {"d1"}
+    scores = Scores.load(trainer.scores_path(tmp_path / "one", "test"))
+    assert (scores.domains, set(scores.domain)) == (("d1",), {0})
+    assert scores.num_rows == dataset.info.num_rows("test", "d1")
+    whole = trainer.train(
+        fakes.config(dataset.data_dir, max_epochs=1), tmp_path / "all"
+    )
+    every = Scores.load(trainer.scores_path(whole.workdir, "test"))
+    np.testing.assert_array_equal(every.logits[every.domain == 1], scores.logits)
+
+
 def test_best_weights_are_restored_at_the_limit(dataset, tmp_path, monkeypatch):
     metrics = iter([0.6, 0.9, 0.7])
     plain = measure.metrics_of
