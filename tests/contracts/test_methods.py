@@ -8,7 +8,6 @@ import tensorflow as tf  # isort: skip
 import tf_keras as keras  # isort: skip
 
 from models import registry  # isort: skip
-from models.method import MAIN  # isort: skip
 from tests.models.methods import data  # isort: skip
 
 NAMES = sorted(registry.METHODS)
@@ -58,7 +57,7 @@ def test_table_gradients_stay_sparse(name, schema):
     method = data.make_method(name, schema)
     tables = method.variable_groups()["embedding"]
     with tf.GradientTape() as tape:
-        loss, _ = method.loss({MAIN: data.make_batch(schema, 8)})
+        loss, _ = method.loss(data.feed(method, data.make_batch(schema, 8)))
     assert tables
     for gradient in tape.gradient(loss, tables):
         assert isinstance(gradient, tf.IndexedSlices)
@@ -67,12 +66,12 @@ def test_table_gradients_stay_sparse(name, schema):
 def test_memorises_64_rows_with_one_trace(name, schema):
     method = data.make_method(name, schema, loss="row_mean")
     step = tf.function(method.train_step, autograph=False)
-    batch = data.make_batch(schema, 64)
-    first = float(step({MAIN: batch})["loss"])
+    batches = data.feed(method, data.make_batch(schema, 64))
+    first = float(step(batches)["loss"])
     for _ in range(120):
-        last = float(step({MAIN: batch})["loss"])
+        last = float(step(batches)["loss"])
     assert last < 0.1 * first
-    step({MAIN: data.make_batch(schema, 64, seed=5)})
+    step(data.feed(method, data.make_batch(schema, 64, seed=5)))
     assert step.experimental_get_tracing_count() == 1
 
 
@@ -123,7 +122,7 @@ def test_permuting_rows_permutes_logits(name, schema, rows):
 
 def test_a_row_scores_the_same_alone_and_in_a_batch(name, schema):
     method = data.make_method(name, schema)
-    method.train_step({MAIN: data.make_batch(schema, 32, seed=9)})
+    method.train_step(data.feed(method, data.make_batch(schema, 32, seed=9)))
     batch = data.make_batch(schema, 300)
     together = data.logits(method, batch)
     for row in (0, 150, 299):
@@ -149,7 +148,7 @@ def test_unknown_batch_size_gives_the_same_logits(name, schema):
 def test_saved_weights_give_equal_logits(name, schema, tmp_path):
     batch = data.make_batch(schema, 16)
     method = data.make_method(name, schema)
-    method.train_step({MAIN: batch})
+    method.train_step(data.feed(method, batch))
     path = tf.train.Checkpoint(model=method.model).write(str(tmp_path / "weights"))
     other = data.make_method(name, schema, seed=2)
     assert not np.allclose(data.logits(other, batch), data.logits(method, batch))
@@ -164,7 +163,7 @@ def test_same_seed_gives_same_numbers(name, schema):
     for _ in range(2):
         method = data.make_method(name, schema)
         for _ in range(2):
-            method.train_step({MAIN: batch})
+            method.train_step(data.feed(method, batch))
         runs.append(data.logits(method, batch))
     np.testing.assert_array_equal(*runs)
 
@@ -187,7 +186,7 @@ def test_rows_of_one_domain_leave_other_domains_weights_alone(name):
 def test_any_number_of_domains_and_tasks(name, domains, tasks):
     schema = data.make_schema(domains, tasks)
     method = data.make_method(name, schema)
-    metrics = method.train_step({MAIN: data.make_batch(schema, 40)})
+    metrics = method.train_step(data.feed(method, data.make_batch(schema, 40)))
     assert np.isfinite(metrics["loss"])
     out = data.logits(method, data.make_batch(schema, 40))
     assert out.shape == (40, tasks)
@@ -197,7 +196,7 @@ def test_any_number_of_domains_and_tasks(name, domains, tasks):
 def test_absent_domain_gives_finite_step(name, schema):
     method = data.make_method(name, schema)
     batch = data.make_batch(schema, 9, domain=[2] * 9)
-    method.train_step({MAIN: batch})
+    method.train_step(data.feed(method, batch))
     assert np.isfinite(data.logits(method, data.make_batch(schema, 20))).all()
     for variable in method.model.variables:
         assert np.isfinite(variable.numpy()).all(), variable.name
@@ -220,7 +219,8 @@ def test_bfloat16_policy_trains_with_float32_logits(name, schema):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     method = data.make_method(name, schema)
     batch = data.make_batch(schema, 24)
-    losses = [float(method.train_step({MAIN: batch})["loss"]) for _ in range(8)]
+    batches = data.feed(method, batch)
+    losses = [float(method.train_step(batches)["loss"]) for _ in range(8)]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
     assert method.model(batch.features)[schema.tasks[0]].dtype == tf.float32
@@ -230,10 +230,8 @@ def test_step_compiles_with_xla(name, schema):
     method, twin = (data.make_method(name, schema) for _ in range(2))
     batch = data.make_batch(schema, 24)
     step = tf.function(method.train_step, jit_compile=True, autograph=False)
-    compiled, plain = (
-        step({MAIN: batch})["loss"],
-        twin.train_step({MAIN: batch})["loss"],
-    )
+    batches = data.feed(method, batch)
+    compiled, plain = step(batches)["loss"], twin.train_step(batches)["loss"]
     assert float(compiled) == pytest.approx(float(plain), rel=1e-5)
     np.testing.assert_allclose(
         data.logits(method, batch), data.logits(twin, batch), rtol=1e-2, atol=1e-3
@@ -243,7 +241,7 @@ def test_step_compiles_with_xla(name, schema):
 def test_serving_model_exports_equal_scores(name, schema, tmp_path):
     method = data.make_method(name, schema)
     batch = data.make_batch(schema, 20)
-    method.train_step({MAIN: batch})
+    method.train_step(data.feed(method, batch))
     data.check_export(
         method, method.serving_model(), method.serving_variables(), batch, tmp_path
     )

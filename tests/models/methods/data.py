@@ -6,7 +6,6 @@ import tf_keras as keras
 
 from features.schema import FeatureInfo, ModelSchema
 from models import registry
-from models.method import MAIN
 from tests.models.layers import twins
 from tfrecords_tools.batch import Batch
 
@@ -89,6 +88,37 @@ def make_method(name, schema, *, seed=1, **settings):
     return cls(cls.Config.parse(config), schema)
 
 
+def of_domains(schema, batch, domains):
+    """The same batch with the rows of all other domains made padding."""
+    keep = np.isin(batch.domain.numpy(), [schema.domains.index(d) for d in domains])
+    return tf.nest.map_structure(
+        lambda x: tf.where(
+            keep.reshape([-1] + [1] * (x.shape.rank - 1)), x, tf.zeros_like(x)
+        ),
+        batch,
+    )
+
+
+def feed(method, batch):
+    """A batch for every training stream: those rows of `batch` that are the stream's.
+
+    Rows of other domains are padding, so shapes are the batch's, whatever it holds.
+    """
+    return {
+        name: of_domains(method.schema, batch, stream.domains)
+        if stream.domains
+        else batch
+        for name, stream in method.streams().items()
+        if not stream.event_only
+    }
+
+
+def served(method, batch):
+    """The rows of a batch whose domains the method is evaluated on and exported for."""
+    domains = [method.schema.domains.index(d) for d in method.serving_domains()]
+    return take(batch, np.flatnonzero(np.isin(batch.domain.numpy(), domains)))
+
+
 def logits(method, batch, training=False):
     return method.stacked_logits(batch, training=training).numpy()
 
@@ -97,7 +127,7 @@ def gradients(method, batch):
     """Loss and dense gradients by variable name and position."""
     variables = method.model.trainable_variables
     with tf.GradientTape() as tape:
-        loss, _ = method.loss({MAIN: batch})
+        loss, _ = method.loss(feed(method, batch))
     found = tape.gradient(
         loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
@@ -110,8 +140,10 @@ def gradients(method, batch):
 def check_export(method, model, allowed, batch, path):
     """Exports `model` with the variables `allowed` and compares loaded scores.
 
-    The model itself is not tracked: saving fails if it reads any other variable.
+    Compared are rows of the domains that the method serves.  The model itself is not
+    tracked: saving fails if it reads any other variable.
     """
+    batch = served(method, batch)
     module = tf.Module()
     module.allowed = allowed
     specs = {
