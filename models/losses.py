@@ -98,11 +98,23 @@ def weighted_bce_from_logits(
 def task_loss(
     logits: tf.Tensor, batch: Batch, kind: LossKind, *, num_domains: int
 ) -> tf.Tensor:
-    """Returns this replica's share of the loss over all tasks.
+    """Returns this replica's share of the cross-entropy over all tasks.
 
-    With w the row weight and m the label mask, sums over the global batch:
+    It is `task_mean` of `bce(logits, batch.labels)`, logits [B, T] of any float type.
+    """
+    values = bce(logits, batch.labels)
+    return task_mean(values, batch, kind, num_domains=num_domains)
 
-    - `row_mean`: `sum_t [ sum_b w m bce / sum_b w m ]`: a weighted mean over rows
+
+def task_mean(
+    values: tf.Tensor, batch: Batch, kind: LossKind, *, num_domains: int
+) -> tf.Tensor:
+    """Returns this replica's share of a loss given row by row, over all tasks.
+
+    With v the values, w the row weight and m the label mask, sums over the global
+    batch:
+
+    - `row_mean`: `sum_t [ sum_b w m v / sum_b w m ]`: a weighted mean over rows
       for each task, SUMMED over tasks.
     - `cell_mean`: the same mean inside each (domain, task) cell, SUMMED over the
       D * T cells.  An empty cell gives 0.  Each domain counts the same however
@@ -113,8 +125,8 @@ def task_loss(
     Differs: an empty cell is 0 (theirs is NaN); any number of domains and tasks.
 
     Args:
-      logits: [B, T] any float type.
-      batch: Its labels, mask, weight and domain are read.
+      values: Losses [B, T] float32, finite also where masked.
+      batch: Its mask, weight and domain are read.
       kind: `row_mean` or `cell_mean`.
       num_domains: D.
 
@@ -125,7 +137,7 @@ def task_loss(
       ValueError: For an unknown kind.
     """
     weights = batch.weight[:, tf.newaxis] * batch.label_mask  # [B, T]
-    numerators = weights * bce(logits, batch.labels)
+    numerators = weights * values
     if kind == "row_mean":
         numerator = tf.reduce_sum(numerators, axis=0)  # [T]
         denominator = tf.reduce_sum(weights, axis=0)
@@ -136,6 +148,6 @@ def task_loss(
         numerator, denominator = tf.split(cells, 2, axis=1)
     else:
         raise ValueError(
-            f"task_loss.kind must be 'row_mean' or 'cell_mean'; got {kind!r}."
+            f"task_mean.kind must be 'row_mean' or 'cell_mean'; got {kind!r}."
         )
     return tf.reduce_sum(tf.math.divide_no_nan(numerator, global_sum(denominator)))
