@@ -19,6 +19,11 @@ DATASETS = {
     "kuairand_pure": "features.datasets.kuairand_pure:spec",
     "movielens_1m": "features.datasets.movielens_1m:spec",
     "movielens_1m_random": "features.datasets.movielens_1m:spec_random",
+    "planted_aread": "features.datasets.planted:spec_aread",
+    "planted_cctl": "features.datasets.planted:spec_cctl",
+    "planted_ecat": "features.datasets.planted:spec_ecat",
+    "planted_m3oe": "features.datasets.planted:spec_m3oe",
+    "planted_ssctl": "features.datasets.planted:spec_ssctl",
     "synthetic": "features.datasets.synthetic:spec",
 }
 

@@ -6,7 +6,7 @@ depend on the settings and its number only.  The folder then holds
   events/part-00000.parquet ...   the log (or .jsonl), in order of time
   users.parquet  items.parquet    side tables
   truth/part-00000.parquet ...    true probabilities, row by row as in events/
-  truth.json                      settings, groups, conflicting domain, dirty rows
+  truth.json                      settings, groups, conflicting domain, plants, dirt
   dataset.yaml                    the dataset spec, for --dataset
 """
 
@@ -26,8 +26,11 @@ import tqdm
 import yaml
 
 from features.config import ConfigError, apply_overrides
-from features.datasets import synthetic as dataset
-from features.synthetic_world import DIRT, SyntheticConfig, World
+from features.datasets import planted
+from features.synthetic_config import SyntheticConfig
+from features.synthetic_dirt import DIRT
+from features.synthetic_presets import PRESETS
+from features.synthetic_world import World
 
 TASKS = ("click", "like")
 
@@ -107,9 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "  python -m features.synthetic --out raw --rows 500000\n"
         "  python -m features.synthetic --out raw --rows 10000000 --seed 7 \\\n"
         "      --format jsonl --set num_domains=12 --set dirty_rate=0.01\n"
+        "  python -m features.synthetic --preset planted_ssctl --out raw --rows 50000\n"
         "settings for --set, with their defaults:\n" + _settings(),
     )
     parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="settings of a planted log"
+    )
     parser.add_argument("--rows", type=int, help="rows of the log")
     parser.add_argument("--seed", type=int, help="same seed, same bytes")
     parser.add_argument("--format", choices=("parquet", "jsonl"), help="of the log")
@@ -122,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the folder")
     args = parser.parse_args(argv)
     try:
-        values = apply_overrides({}, args.set)
+        values = apply_overrides(PRESETS.get(args.preset, {}), args.set)
         for name in ("rows", "seed", "format", "truth"):
             if getattr(args, name) is not None:
                 values[name] = getattr(args, name)
@@ -180,10 +187,11 @@ def _write(folder: pathlib.Path, config: SyntheticConfig, progress: bool) -> Non
         "shares": config.shares.tolist(),
         "groups": list(config.groups),
         "conflict_domain": config.conflict_domain,
+        "planted": world.planted(),
         "dirty_rows": dict(zip(DIRT, dirty.tolist(), strict=True)),
     }
     _write_text(folder / "truth.json", json.dumps(truth_values, indent=2) + "\n")
-    spec = dataset.spec_for(config.domains, days=config.days)
+    spec = planted.spec_of(config)
     _write_text(
         folder / "dataset.yaml",
         yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False),
@@ -238,6 +246,7 @@ def _truth_table(
         "domain": pc.fill_null(domain, -1),
         "clean": pa.array(dirt < 0),
     }
+    columns.update(rule=truth["rule"], flipped=truth["flipped"])
     for task in TASKS:
         columns[task] = truth[task]
         columns[f"is_{task}"] = pc.equal(events[task], 1.0)

@@ -9,105 +9,27 @@ domain d the click logit of user u and item i at day t and position s is
 
 with random rotations G and M.  sign_d is -1 for the one conflicting domain: there the
 shared taste is turned round, and a model that does not know the domain must lose.
+
+Off by default are the plants of `features/synthetic_presets.py`: p_u turns with time
+(`taste_turn`), some of domain 0's rows follow another domain's rule (`hidden_share`) or
+have their click flipped (`flip_by`), and likes oppose clicks (`conflict_task`).
 """
 
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pydantic
-from pydantic import Field
 
-from features.config import Config
-from features.datasets.synthetic import DAYS, DOMAINS, SECONDS_PER_DAY, START_TIME
+from features import synthetic_crowds, synthetic_dirt
+from features.datasets.synthetic import SECONDS_PER_DAY, START_TIME
+from features.synthetic_config import SyntheticConfig
+
+__all__ = ["SyntheticConfig", "World"]
 
 VECTOR_SIZE = 8
 NUM_TAGS = 30
 MAX_TAGS = 3
 MAX_POSITION = 20
-SMALL_DOMAIN_RATIO = 0.7  # each small domain has this share of the one before
-ZIPF_EXPONENT = 1.0
-# What a dirty row has instead of its value.
-DIRT = (
-    "missing_user",
-    "missing_item",
-    "missing_time",
-    "nan_label",
-    "malformed_number",
-    "unknown_domain",
-    "malformed_line",  # JSONL only: Parquet has no lines
-)
-
-
-class SyntheticConfig(Config):
-    """Settings of the generator.  `--set name=value` on its command line."""
-
-    rows: int = Field(500_000, ge=1)
-    seed: int = Field(0, ge=0)
-    days: int = Field(DAYS, ge=3, description="the log starts at START_TIME")
-    num_users: int = Field(20_000, ge=10)
-    num_items: int = Field(4_000, ge=10)
-    num_segments: int = Field(8, ge=1)
-    num_categories: int = Field(20, ge=1)
-    num_domains: int = Field(len(DOMAINS), ge=1)
-    dominant_share: float = Field(0.8, gt=0, lt=1, description="of domain 0's rows")
-    overlap: float = Field(
-        0.5, gt=0, le=1, description="chance that a user (item) is in a small domain"
-    )
-    num_groups: int = Field(2, ge=1, description="hidden groups of related domains")
-    conflict: bool = Field(True, description="one domain has the opposite taste")
-    taste: float = Field(2.2, ge=0, description="strength of the whole taste term")
-    group_taste: float = Field(0.6, ge=0, description="beside the shared taste, 1")
-    domain_taste: float = Field(0.3, ge=0)
-    quality: float = Field(0.5, ge=0, description="std of the items' own appeal")
-    drift: float = Field(0.3, ge=0, description="swing of a category over a week")
-    click_logit: float = Field(-1.2, description="about the logit of the click rate")
-    like_logit: float = Field(-0.8, description="the same of a like, given a click")
-    dirty_rate: float = Field(0.002, ge=0, le=1)
-    format: Literal["parquet", "jsonl"] = "parquet"
-    truth: Literal["none", "file", "column"] = Field(
-        "file", description="where the true probabilities of click and like go"
-    )
-    chunk_rows: int = Field(100_000, ge=1, description="rows a file")
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> "SyntheticConfig":
-        if self.conflict and self.num_domains < 2:
-            raise ValueError("conflict needs num_domains of at least 2")
-        if self.num_groups > self.num_domains:
-            raise ValueError("num_groups must be at most num_domains")
-        return self
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Names of the domains, the dominant one first."""
-        more = [f"domain_{d}" for d in range(len(DOMAINS), self.num_domains)]
-        return (*DOMAINS, *more)[: self.num_domains]
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Share of the rows by domain, float64 [D]."""
-        if self.num_domains == 1:
-            return np.ones(1)
-        small = SMALL_DOMAIN_RATIO ** np.arange(self.num_domains - 1)
-        small *= (1 - self.dominant_share) / small.sum()
-        return np.r_[self.dominant_share, small]
-
-    @property
-    def conflict_domain(self) -> int | None:
-        """Index of the domain with the opposite taste."""
-        return self.num_domains // 2 if self.conflict else None
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Hidden group by domain."""
-        return tuple(d % self.num_groups for d in range(self.num_domains))
-
-    @property
-    def num_chunks(self) -> int:
-        """Files of the log."""
-        return -(-self.rows // self.chunk_rows)
 
 
 class World:
@@ -148,9 +70,10 @@ class World:
         """Returns rows of the log: a function of the config and `index` alone.
 
         Returns:
-          The events, in order of time; their true probabilities `click` and `like`
-          (float64; like implies click); and the dirt of each row, int64 [B]: an
-          index into `DIRT`, or -1.
+          The events, in order of time; the truth: their probabilities `click` and
+          `like` (float64; like implies click), `rule` (int32: index of the domain
+          whose rule the row follows) and `flipped` (bool); and the dirt of each row,
+          int64 [B]: an index into `DIRT`, or -1.
         """
         config = self.config
         first = index * config.chunk_rows
@@ -159,9 +82,14 @@ class World:
         place = (first + np.sort(rng.random(count)) * count) / config.rows
         seconds = place * config.days * SECONDS_PER_DAY
         domain = rng.choice(config.num_domains, size=count, p=config.shares)
-        users, items = self._who_and_what(rng, domain)
+        # Plants draw from numbers of their own: without them the log is as before.
+        extra = np.random.default_rng([config.seed, 2, index])
+        rule, audience = self._rules(extra, domain)
+        users, items = self._who_and_what(rng, extra, audience)
         position = rng.integers(1, MAX_POSITION + 1, count)
-        click, like = self._probabilities(domain, users, items, seconds, position)
+        click, like = self._probabilities(rule, users, items, seconds, position)
+        flipped = self._is_flipped(domain, users, items)
+        click = np.where(flipped, 1 - click, click)
         clicked = rng.random(count) < click
         liked = clicked & (rng.random(count) < like)
         events = {
@@ -176,9 +104,31 @@ class World:
             "like": pa.array(liked.astype(np.float32)),
         }
         dirt = self._dirt(rng, count)
-        _soil(events, dirt)
-        truth = pa.table({"click": click, "like": click * like})
+        synthetic_dirt.soil(events, dirt)
+        truth = pa.table(
+            {
+                "click": click,
+                "like": click * like,
+                "rule": pa.array(rule.astype(np.int32)),
+                "flipped": pa.array(flipped),
+            }
+        )
         return pa.table(events), truth, dirt
+
+    def planted(self) -> dict[str, Any]:
+        """Returns which feature values the plants go by, for `truth.json`."""
+        config = self.config
+        typical = {
+            name: {
+                "segment": [f"s{i}" for i in self._plant.typical_segments[d]],
+                "category": [f"c{i}" for i in self._plant.typical_categories[d]],
+            }
+            for d, name in enumerate(config.domains)
+            if self._plant.typical_segments[d]
+        }
+        values = np.flatnonzero(self._plant.flipped).tolist()
+        flipped = {config.flip_by: [f"{config.flip_by[0]}{i}" for i in values]}
+        return {"typical": typical, "flipped": flipped if values else {}}
 
     def _make_users(self, rng: np.random.Generator) -> None:
         config = self.config
@@ -208,59 +158,86 @@ class World:
         self._sign = np.ones(config.num_domains)
         if config.conflict_domain is not None:
             self._sign[config.conflict_domain] = -1.0
-        self._like_matrix = 0.6 * np.eye(VECTOR_SIZE) + 0.6 * _rotation(rng)
+        same, other = (-0.9, 0.3) if config.conflict_task else (0.6, 0.6)
+        self._like_matrix = same * np.eye(VECTOR_SIZE) + other * _rotation(rng)
         appeal = rng.normal(size=config.num_items)
-        self._matrix, self._base, self._pools = [], [], []
+        self._matrix, self._base, pools = [], [], []
         for d, group in enumerate(config.groups):
             self._matrix.append(
-                self._sign[d] * np.eye(VECTOR_SIZE)
+                self._sign[d] * config.shared_taste * np.eye(VECTOR_SIZE)
                 + config.group_taste * rotations[group]
                 + config.domain_taste * _rotation(rng)
             )
             self._base.append(config.click_logit + 0.3 * rng.normal())
             chance = 0.95 if d == 0 else config.overlap
             liked = appeal + 0.7 * rng.normal(size=config.num_items)
-            self._pools.append(
+            pools.append(
                 (
                     _members(rng, rng.random(config.num_users), chance),
                     _members(rng, liked, chance),
                 )
             )
-        self._zipf = [
-            np.cumsum(np.arange(1, len(i) + 1) ** -ZIPF_EXPONENT)
-            for _, i in self._pools
-        ]
+        self._plant = synthetic_crowds.plant(
+            config, self._segment, self._category, pools
+        )
+        self._turn = _quarter_turn(np.random.default_rng([config.seed, 3]))
+
+    def _rules(
+        self, extra: np.random.Generator, domain: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns whose rule each row follows, and its audience; int64 [B]."""
+        config = self.config
+        if not config.hidden_share:
+            return domain, domain
+        hidden = (domain == 0) & (extra.random(len(domain)) < config.hidden_share)
+        followed = extra.integers(1, config.num_domains, len(domain))
+        rule = np.where(hidden, followed, domain)
+        return rule, np.where(hidden, config.num_domains + followed, domain)
 
     def _who_and_what(
-        self, rng: np.random.Generator, domain: np.ndarray
+        self,
+        rng: np.random.Generator,
+        extra: np.random.Generator,
+        audience: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns users and items, int64 [B]: some users come often, items by Zipf."""
-        users, items = np.empty_like(domain), np.empty_like(domain)
-        for d, (own_users, own_items) in enumerate(self._pools):
-            rows = np.flatnonzero(domain == d)
-            # The square of a uniform number: rank r has a density of r ** -0.5.
-            rank = rng.random(len(rows)) ** 2 * len(own_users)
-            users[rows] = own_users[rank.astype(np.int64)]
-            ends = self._zipf[d]
-            draw = np.searchsorted(ends, rng.random(len(rows)) * ends[-1])
-            items[rows] = own_items[np.minimum(draw, len(own_items) - 1)]
+        """Returns users and items, int64 [B]."""
+        users, items = np.empty_like(audience), np.empty_like(audience)
+        for number, crowds in enumerate(self._plant.audiences):
+            rows = np.flatnonzero(audience == number)
+            part = np.zeros(len(rows), np.int64)
+            if len(crowds) > 1:
+                chances = [crowd.chance for crowd in crowds]
+                part = extra.choice(len(crowds), size=len(rows), p=chances)
+            for index, crowd in enumerate(crowds):
+                own = rows[part == index]
+                users[own], items[own] = crowd.draw(rng, len(own))
         return users, items
+
+    def _is_flipped(
+        self, domain: np.ndarray, users: np.ndarray, items: np.ndarray
+    ) -> np.ndarray:
+        """Returns which rows have their click flipped, bool [B]."""
+        by = self.config.flip_by
+        if by == "none":
+            return np.zeros(len(domain), bool)
+        values = self._segment[users] if by == "segment" else self._category[items]
+        return (domain == 0) & self._plant.flipped[values]
 
     def _probabilities(
         self,
-        domain: np.ndarray,
+        rule: np.ndarray,
         users: np.ndarray,
         items: np.ndarray,
         seconds: np.ndarray,
         position: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns P(click) and P(like | click), float64 [B]."""
+        """Returns P(click), not yet flipped, and P(like | click); float64 [B]."""
         config = self.config
-        click = np.asarray(self._base)[domain]
-        like = np.full(len(domain), config.like_logit)
+        click = np.asarray(self._base)[rule]
+        like = np.full(len(rule), config.like_logit)
         for d, matrix in enumerate(self._matrix):
-            rows = np.flatnonzero(domain == d)
-            who = self._user_vectors[users[rows]]
+            rows = np.flatnonzero(rule == d)
+            who = self._tastes(users[rows], seconds[rows])
             what = self._item_vectors[items[rows]]
             taste = np.einsum("bi,bi->b", who @ matrix.astype(np.float32), what)
             click[rows] += config.taste * taste
@@ -269,33 +246,25 @@ class World:
         weeks = seconds / (7 * SECONDS_PER_DAY)
         swing = np.sin(2 * np.pi * (weeks + self._phase[self._category[items]]))
         hour = seconds / 3600 % 24
-        click += self._sign[domain] * self._quality[items]
+        click += self._sign[rule] * self._quality[items]
         click += config.drift * swing - 0.04 * (position - MAX_POSITION / 2)
         click += 0.2 * np.cos(2 * np.pi * (hour - 21) / 24)  # evenings are best
         return _sigmoid(click), _sigmoid(like)
 
+    def _tastes(self, users: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+        """Returns the users' vectors at these times, float32 [B, VECTOR_SIZE]."""
+        who = self._user_vectors[users]
+        if not self.config.taste_turn:
+            return who
+        end = self.config.days * SECONDS_PER_DAY
+        angle = (self.config.taste_turn * seconds / end).astype(np.float32)[:, None]
+        turned: np.ndarray = np.cos(angle) * who + np.sin(angle) * (who @ self._turn)
+        return turned
+
     def _dirt(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        kinds = len(DIRT) - (self.config.format != "jsonl")
+        kinds = len(synthetic_dirt.DIRT) - (self.config.format != "jsonl")
         kind = rng.integers(0, kinds, count)
         return np.where(rng.random(count) < self.config.dirty_rate, kind, -1)
-
-
-def _soil(events: dict[str, pa.Array], dirt: np.ndarray) -> None:
-    """Puts what `DIRT` says into the columns; `malformed_line` is for the writer."""
-    cells = {
-        "missing_user": ("user_id", None),
-        "missing_item": ("item_id", None),
-        "missing_time": ("time", None),
-        "nan_label": ("click", float("nan")),
-        "malformed_number": ("position", "1O"),
-        "unknown_domain": ("domain", "nowhere"),
-    }
-    for kind, (name, value) in cells.items():
-        rows = dirt == DIRT.index(kind)
-        if rows.any():
-            column = events[name]
-            bad = pa.scalar(value, column.type)
-            events[name] = pc.if_else(pa.array(rows), bad, column)
 
 
 def _names(prefix: str, count: int) -> pa.StringArray:
@@ -309,6 +278,13 @@ def _unit(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:
     return np.linalg.qr(rng.normal(size=(VECTOR_SIZE, VECTOR_SIZE)))[0]
+
+
+def _quarter_turn(rng: np.random.Generator) -> np.ndarray:
+    """Returns J with J J = -I: cos(a) I + sin(a) J turns every vector by a; float32."""
+    basis = _rotation(rng)
+    pairs = np.kron(np.eye(VECTOR_SIZE // 2), np.array([[0.0, 1.0], [-1.0, 0.0]]))
+    return (basis @ pairs @ basis.T).astype(np.float32)
 
 
 def _members(rng: np.random.Generator, score: np.ndarray, chance: float) -> np.ndarray:

@@ -29,16 +29,24 @@ def spec() -> DatasetSpec:
     return spec_for(DOMAINS, days=DAYS)
 
 
-def spec_for(domains: Listing[str], *, days: int) -> DatasetSpec:
+def spec_for(
+    domains: Listing[str],
+    *,
+    days: int,
+    name: str = "synthetic",
+    partition_by_day: bool = False,
+) -> DatasetSpec:
     """Returns the spec of a log of these domains: last day test, the one before val.
 
     Args:
       domains: Names, the dominant one first.
       days: Days that the log covers, at least 3.
+      name: Name of the data set.
+      partition_by_day: Whether each day has a folder of its own.
     """
     end = START_TIME + days * SECONDS_PER_DAY
     return DatasetSpec(
-        name="synthetic",
+        name=name,
         description="Generated log with planted structure: click and like",
         source=Source(
             path="events/part-*",
@@ -75,4 +83,5 @@ def spec_for(domains: Listing[str], *, days: int) -> DatasetSpec:
             validation_from=end - 2 * SECONDS_PER_DAY,
             test_from=end - SECONDS_PER_DAY,
         ),
+        partition_by_day=partition_by_day,
     )

@@ -9,7 +9,8 @@ from features import synthetic
 from features.config import ConfigError
 from features.datasets.synthetic import DOMAINS, SECONDS_PER_DAY, START_TIME
 from features.registry import dataset_spec
-from features.synthetic_world import DIRT, SyntheticConfig, World
+from features.synthetic_dirt import DIRT
+from features.synthetic_world import SyntheticConfig, World
 
 SMALL = {"num_users": 500, "num_items": 200, "chunk_rows": 4000, "rows": 10_000}
 
