@@ -36,7 +36,8 @@ class Experiment(Config):
     """A comparison, whole.
 
     `main` is compared with every other entry; `target_only` (one model per domain, no
-    transfer) tells whether the other domains helped.
+    transfer) tells whether the other domains helped.  With `domains` only their cells
+    are compared: the targets, where other domains are there to help.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Experiment(Config):
     base: dict[str, Any] = {}
     entries: dict[str, Entry] = Field(min_length=1)
     main: str
+    domains: list[str] = []
     target_only: str | None = None
 
     @pydantic.model_validator(mode="after")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from features.config import lookup_error
 from models.comparison.experiment import Experiment
 from models.metrics.auc import relaimpr
 from models.metrics.compare import compare_runs
@@ -12,6 +13,7 @@ from models.training.evaluate import Scores
 from models.training.result import Result
 
 SPLIT = "test"
+SIGNIFICANT = 0.05
 
 
 def summarise(
@@ -22,7 +24,8 @@ def summarise(
     The best baseline is chosen by validation; differences are on the test split, with
     the noise of test rows (DeLong) and of seeds.
     """
-    entries = {label: _entry(runs) for label, runs in results.items()}
+    domains = _domains(experiment, results)
+    entries = {label: _entry(runs, domains) for label, runs in results.items()}
     baselines = {
         label: values["validation_mean_auc"]
         for label, values in entries.items()
@@ -36,8 +39,12 @@ def summarise(
             ("target_only", experiment.target_only),
         ):
             if label is not None and label in results and label != experiment.main:
-                difference = _difference(results[experiment.main], results[label])
+                difference = _difference(
+                    results[experiment.main], results[label], domains
+                )
                 differences[role] = {"label": label, **difference}
+        if "target_only" in differences:
+            differences["target_only"]["alarm"] = alarm(differences["target_only"])
         reference = entries[best]["mean_auc"]["mean"] if best else None
         entries[experiment.main]["relaimpr"] = relaimpr(
             entries[experiment.main]["mean_auc"]["mean"], reference
@@ -51,34 +58,94 @@ def summarise(
     }
 
 
-def _entry(runs: Sequence[Result]) -> dict[str, Any]:
-    cells = [
-        {(c["domain"], c["task"]): c for c in run.metrics[SPLIT]["cells"]}
-        for run in runs
+def alarm(difference: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns whether transfer helped each domain and task, by the noise of its rows.
+
+    Args:
+      difference: Of a transfer method to a target-only model, as `compare_runs` gives.
+
+    Returns:
+      `hurt` (the negative-transfer alarm), `helped` and `unclear`: "<domain>/<task>".
+    """
+    found: dict[str, list[str]] = {"hurt": [], "helped": [], "unclear": []}
+    for cell in difference["cells"]:
+        known = cell["p_value"] is not None and cell["p_value"] <= SIGNIFICANT
+        side = "helped" if cell["difference"] > 0 else "hurt"
+        found[side if known else "unclear"].append(f"{cell['domain']}/{cell['task']}")
+    return found
+
+
+def _domains(
+    experiment: Experiment, results: Mapping[str, Sequence[Result]]
+) -> list[str]:
+    """Returns the domains whose cells are compared: those that every entry scored."""
+    served = [
+        [cell["domain"] for cell in runs[0].metrics[SPLIT]["cells"]]
+        for runs in results.values()
     ]
+    common = [
+        name
+        for name in dict.fromkeys(served[0] if served else [])
+        if all(name in names for names in served)
+    ]
+    for name in experiment.domains:
+        if served and name not in common:
+            raise lookup_error("experiment.domains", name, common)
+    return experiment.domains or common
+
+
+def _cells(run: Result, split: str, domains: Sequence[str]) -> list[dict[str, Any]]:
+    cells = run.metrics[split]["cells"]
+    by_domain = [[c for c in cells if c["domain"] == name] for name in domains]
+    return [cell for part in by_domain for cell in part]
+
+
+def _entry(runs: Sequence[Result], domains: Sequence[str]) -> dict[str, Any]:
+    cells = [_cells(run, SPLIT, domains) for run in runs]
+    columns = list(zip(*cells, strict=True))  # a cell's values by seed
     speeds = [r.train_rows_per_sec for r in runs if r.train_rows_per_sec]
-    validation = _stats([r.metrics["validation"]["mean_domain_auc"] for r in runs])
+    validation = [_mean(_cells(r, "validation", domains), "auc") for r in runs]
     return {
         "seeds": len(runs),
         "cells": [
             {
-                "domain": domain,
-                "task": task,
-                "rows": cells[0][domain, task]["rows"],
-                "auc": _stats([c[domain, task]["auc"] for c in cells]),
-                "logloss": _stats([c[domain, task]["logloss"] for c in cells]),
-                "pcoc": _stats([c[domain, task]["pcoc"] for c in cells]),
+                "domain": column[0]["domain"],
+                "task": column[0]["task"],
+                "rows": column[0]["rows"],
+                **{
+                    k: _stats([c[k] for c in column])
+                    for k in ("auc", "logloss", "pcoc")
+                },
             }
-            for domain, task in cells[0]
+            for column in columns
         ],
-        "mean_auc": _stats([r.metrics[SPLIT]["mean_domain_auc"] for r in runs]),
-        "mean_logloss": _stats([r.metrics[SPLIT]["mean_logloss"] for r in runs]),
-        "validation_mean_auc": validation["mean"],
+        "mean_auc": _stats([_mean(part, "auc") for part in cells]),
+        "mean_logloss": _stats([_mean(part, "logloss") for part in cells]),
+        "validation_mean_auc": _stats(validation)["mean"],
+        "groups": _groups([r.metrics[SPLIT] for r in runs]),
         "epochs": float(np.mean([r.epochs for r in runs])),
         "train_rows_per_sec": float(np.median(speeds)) if speeds else None,
         "num_parameters": runs[0].num_parameters,
         "workdirs": [str(r.workdir) for r in runs],
     }
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    known = [cell[name] for cell in cells if cell[name] is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _groups(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns AUCs over all scored domains: pooled, weighted, of large and small."""
+    first = tables[0]
+    groups = {
+        "AUC": [_mean(t["overall"], "auc") for t in tables],
+        "DomainAUC": [t["domain_auc"][""] for t in tables],
+    }
+    for kind in ("major", "minor"):
+        for size in first[kind]:
+            groups[f"{kind.title()}{size}"] = [t[kind][size] for t in tables]
+    return {name: _stats(values) for name, values in groups.items()}
 
 
 def _stats(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -89,9 +156,14 @@ def _stats(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": float(np.mean(known)), "std": std}
 
 
-def _difference(main: Sequence[Result], other: Sequence[Result]) -> dict[str, Any]:
-    ours = [Scores.load(run.scores_paths[SPLIT]) for run in main]
-    theirs = [_aligned(Scores.load(run.scores_paths[SPLIT]), ours[0]) for run in other]
+def _difference(
+    main: Sequence[Result], other: Sequence[Result], domains: Sequence[str]
+) -> dict[str, Any]:
+    ours, theirs = (
+        [Scores.load(run.scores_paths[SPLIT]).of_domains(domains) for run in runs]
+        for runs in (main, other)
+    )
+    theirs = [_aligned(scores, ours[0]) for scores in theirs]
     count = min(len(ours), len(theirs))
     return compare_runs(
         domain=ours[0].domain,

@@ -69,7 +69,8 @@ def _grid(
     """Returns rows of texts: a heading, the entries from best to worst, references."""
     entries = summary["entries"]
     names = [f"{cell['domain']}/{cell['task']}" for cell in _cells(summary)]
-    rows = [["AUC x 100", *names, *FEATURES]]
+    groups = _group_names(summary)
+    rows = [["AUC x 100", *names, *groups, *FEATURES]]
     for label in sorted(entries, key=lambda k: -(entries[k]["mean_auc"]["mean"] or 0)):
         entry = entries[label]
         speed, loss = entry["train_rows_per_sec"], entry["mean_logloss"]["mean"]
@@ -77,6 +78,7 @@ def _grid(
             [
                 marked.format(label) if label == summary["main"] else label,
                 *(_stats(cell["auc"]) for cell in entry["cells"]),
+                *(_stats(entry["groups"][name]) for name in groups),
                 _stats(entry["mean_auc"]),
                 "-" if loss is None else f"{loss:.4f}",
                 "-" if speed is None else f"{speed:,.0f}",
@@ -88,8 +90,27 @@ def _grid(
         shown = [UNDEFINED if v is None else f"{v:.2f}" for v in values]
         known = [v for v in values if v is not None]
         mean = f"{np.mean(known):.2f}" if known else UNDEFINED
-        rows.append([label, *shown, mean, *[""] * (len(FEATURES) - 1)])
+        blank = [""] * (len(FEATURES) - 1)
+        rows.append([label, *shown, *[""] * len(groups), mean, *blank])
     return rows
+
+
+def _group_names(summary: Mapping[str, Any]) -> list[str]:
+    """Returns the groups of domains to show: none where there is a handful."""
+    entries = [entry.get("groups", {}) for entry in summary["entries"].values()]
+    common = [name for name in entries[0] if all(name in e for e in entries)]
+    return common if any(name.startswith("M") for name in common) else []
+
+
+def _alarm(values: Mapping[str, Any]) -> list[str]:
+    """Returns the sentence that says where transfer hurt, if it is known."""
+    if "alarm" not in values:
+        return []
+    found = values["alarm"]
+    counts = f"helped {len(found['helped'])}, unclear {len(found['unclear'])} cells"
+    if not found["hurt"]:
+        return [f"no sign of negative transfer: transfer {counts}"]
+    return [f"NEGATIVE TRANSFER in {', '.join(found['hurt'])}; transfer {counts}"]
 
 
 def _difference(main: str, role: str, values: Mapping[str, Any]) -> list[str]:
@@ -106,7 +127,7 @@ def _difference(main: str, role: str, values: Mapping[str, Any]) -> list[str]:
     for cell in cells:
         name = f"{cell['domain']}/{cell['task']}".ljust(width)
         lines.append(f"  {name}  {_gain(cell)}  {_verdict(cell)}")
-    return lines
+    return lines + [f"  {line}" for line in _alarm(values)]
 
 
 def _gain(values: Mapping[str, Any]) -> str:

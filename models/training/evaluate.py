@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
+from features.config import lookup_error
 from features.dataset import Dataset
 from models.method import Method
 from models.training import streams
@@ -56,6 +57,28 @@ class Scores:
     def num_rows(self) -> int:
         """N."""
         return len(self.row_id)
+
+    def of_domains(self, names: Sequence[str]) -> Self:
+        """Returns the rows of these domains only, their index counted within them.
+
+        Raises:
+          LookupError: For a domain that was not scored.
+        """
+        for name in names:
+            if name not in self.domains:
+                raise lookup_error("Scores.of_domains", name, self.domains)
+        if tuple(names) == self.domains:
+            return self
+        index = np.full(len(self.domains), -1, np.int32)
+        index[[self.domains.index(name) for name in names]] = np.arange(len(names))
+        domain = index[self.domain]
+        rows = {
+            name: getattr(self, name)[domain >= 0]
+            for name in (*KEYS, "labels", "label_mask", "weight", "logits")
+        }
+        return dataclasses.replace(
+            self, **rows, domain=domain[domain >= 0], domains=tuple(names)
+        )
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes one `.npz` file atomically."""

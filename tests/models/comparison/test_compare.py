@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from models import compare
-from models.comparison import experiment, report, runner
+from models import compare, registry
+from models.comparison import experiment, report, runner, table
 from tests.helpers import tiny_dataset
 
 PAPER = {"paper": [50.0] * 4}
@@ -107,6 +107,50 @@ def test_differences_name_both_references_and_every_cell(done):
         ("d1", "task0"),
         ("d1", "task1"),
     ]
+
+
+def test_only_named_domains_are_compared(done, data_dir):
+    folder, whole = done
+    summary = compare.compare(make(domains=["d1"]), data_dir, folder, seeds=2)
+    for label, entry in summary["entries"].items():
+        other = whole["entries"][label]
+        assert entry["cells"] == other["cells"][2:]
+        means = [cell["auc"]["mean"] for cell in other["cells"][2:]]
+        assert entry["mean_auc"]["mean"] == pytest.approx(sum(means) / 2)
+    both, one = (s["differences"]["target_only"] for s in (whole, summary))
+    for cell, other in zip(one["cells"], both["cells"][2:], strict=True):
+        assert cell == pytest.approx(other)
+    with pytest.raises(LookupError, match="experiment.domains.*d7"):
+        compare.compare(make(domains=["d7"]), data_dir, folder, seeds=2)
+
+
+def test_domains_that_an_entry_does_not_serve_are_left_out(
+    data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(registry.METHODS, "fake", "tests.models.training.fakes:Fake")
+    entries = {
+        "one": {"method": "fake", "method_config": {"serves": "d1"}},
+        "all": {"method": "mlp", "method_config": {"hidden_units": [4]}},
+    }
+    experiment = make(entries=entries, main="one", target_only=None)
+    summary = compare.compare(experiment, data_dir, tmp_path, seeds=1)
+    for entry in summary["entries"].values():
+        assert [cell["domain"] for cell in entry["cells"]] == ["d1", "d1"]
+    assert summary["differences"]["best_baseline"]["cells"][0]["domain"] == "d1"
+
+
+def test_alarm_tells_harm_from_gain_and_noise():
+    cells = [
+        {"domain": "a", "task": "t", "difference": -0.1, "p_value": 0.01},
+        {"domain": "b", "task": "t", "difference": 0.1, "p_value": 0.05},
+        {"domain": "c", "task": "t", "difference": -0.1, "p_value": 0.051},
+        {"domain": "d", "task": "t", "difference": -0.1, "p_value": None},
+    ]
+    assert table.alarm({"cells": cells}) == {
+        "hurt": ["a/t"],
+        "helped": ["b/t"],
+        "unclear": ["c/t", "d/t"],
+    }
 
 
 def test_report_is_one_file_with_table_and_curves(done):

@@ -114,3 +114,23 @@ def test_markdown_is_a_table_with_the_gains_below(summary):
 
 def test_without_runs_it_says_so():
     assert text.to_text({"entries": {}}) == "no run has finished yet"
+
+
+def test_alarm_is_said_below_the_target_only_difference(summary):
+    gain = summary["differences"].pop("best_baseline")
+    found = {"hurt": ["d1/click"], "helped": ["d0/click"], "unclear": []}
+    summary["differences"]["target_only"] = {**gain, "alarm": found}
+    last = text.to_text(summary).split("\n")[-1]
+    assert last == "  NEGATIVE TRANSFER in d1/click; transfer helped 1, unclear 0 cells"
+    found["hurt"] = []
+    assert "no sign of negative transfer" in text.to_text(summary)
+    assert "  - no sign of negative transfer" in text.to_markdown(summary)
+
+
+def test_groups_of_domains_are_shown_where_every_entry_has_them(summary):
+    assert "Minor5" not in text.to_text(summary)
+    for item in summary["entries"].values():
+        item["groups"] = {"AUC": stats(0.7), "Minor5": stats(0.61234)}
+    assert "61.23" in text.to_text(summary)
+    summary["entries"]["base"].pop("groups")
+    assert "61.23" not in text.to_text(summary)
