@@ -1,9 +1,9 @@
 """Isthmus as an installable package; also what Beam ships to its workers.
 
 `pip install .` gives training and serving, `.[pipeline]` adds the Beam jobs and
-data validation, `.[dev]` adds everything that the tests and checks need.  Exact
-versions live in `requirements.lock` (`make lock`); the bounds here say what the
-code is written against.
+data validation, `.[search]` the search for settings, `.[dev]` everything that the
+tests and checks need.  Exact versions live in `requirements.lock` (`make lock`); the
+bounds here say what the code is written against.
 """
 
 from setuptools import find_packages, setup
@@ -38,8 +38,10 @@ PIPELINE = [
     "tensorflow-data-validation==1.16.1",
     "tfx-bsl==1.16.1",
 ]
+SEARCH = ["optuna>=4,<5"]  # compare --search
 DEV = [
     *PIPELINE,
+    *SEARCH,
     "mypy>=1.10",
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -64,7 +66,7 @@ setup(
         "pipeline": ["examples/*"],
     },
     install_requires=TRAIN_AND_SERVE,
-    extras_require={"pipeline": PIPELINE, "dev": DEV},
+    extras_require={"pipeline": PIPELINE, "search": SEARCH, "dev": DEV},
     entry_points={
         "console_scripts": [
             "isthmus-preprocess=pipeline.preprocess:main",

@@ -9,13 +9,15 @@ import sys
 from typing import Any
 
 from features.dataset import Dataset
-from models.comparison import report, runner, table, text
+from models.comparison import report, runner, search, table, text
 from models.comparison.experiment import Experiment, load_experiment
 
 EPILOG = """examples:
   python -m models.compare --experiment demo --data_dir data --workdir runs/demo
   python -m models.compare --experiment my.yaml --data_dir data/x --workdir runs/x \\
       --seeds 5 --entries m3oe,mmoe --workers 2
+  python -m models.compare --experiment my.yaml --data_dir data/x --workdir runs/x \\
+      --search 8 --seeds 5
 
 The same command again does what is missing.
 """
@@ -30,12 +32,14 @@ def compare(
     labels: tuple[str, ...] = (),
     time_limit_secs: float | None = None,
     workers: int = 1,
+    search_trials: int = 0,
     references: text.References | None = None,
 ) -> dict:
     """Runs what is missing, writes JSON and report; returns the summary.
 
-    The arguments are those of `runner.run_entries`; `references` are further columns
-    of the report's table.
+    The arguments are those of `runner.run_entries`; with `search_trials` the settings
+    of every entry are first searched on validation; `references` are further columns
+    of the report's table.  The time limit is for the search and for the seeds each.
 
     Raises:
       LookupError: For an unknown entry.
@@ -43,6 +47,20 @@ def compare(
     """
     workdir = pathlib.Path(workdir)
     dataset = Dataset.open(data_dir)
+    found = {}
+    if search_trials:
+        found = search.search(
+            experiment,
+            data_dir,
+            workdir,
+            trials=search_trials,
+            labels=labels,
+            time_limit_secs=time_limit_secs,
+            workers=workers,
+        )
+        experiment = experiment.with_settings(
+            {label: values["settings"] for label, values in found.items()}
+        )
     results = runner.run_entries(
         experiment,
         data_dir,
@@ -52,7 +70,7 @@ def compare(
         time_limit_secs=time_limit_secs,
         workers=workers,
     )
-    summary = table.summarise(experiment, results)
+    summary = table.summarise(experiment, results) | {"search": found}
     (workdir / "comparison.json").write_text(json.dumps(summary, indent=2), "utf-8")
     if results:
         report.write_report(
@@ -71,6 +89,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="runs at a time, each on its share of the processors",
     )
     parser.add_argument(
+        "--search",
+        type=int,
+        default=0,
+        metavar="TRIALS",
+        help="first search every entry's settings on validation, so many runs each",
+    )
+    parser.add_argument(
         "--time_limit_minutes", type=float, help="begin no run after it"
     )
 
@@ -81,6 +106,7 @@ def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "labels": tuple(filter(None, args.entries.split(","))),
         "workers": args.workers,
+        "search_trials": args.search,
         "time_limit_secs": limit and 60 * limit,
     }
 

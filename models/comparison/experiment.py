@@ -1,6 +1,7 @@
 """`Experiment`: which methods, in which form, on which data sets, against what."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -12,6 +13,26 @@ from models.training.config import Form, RunConfig
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
 
 
+class Range(Config):
+    """Numbers between two ends, both included."""
+
+    low: float
+    high: float
+    log: bool = Field(False, description="even in the logarithm")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Range":
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                "low must be below high, and above 0 with log; got "
+                f"low={self.low}, high={self.high}"
+            )
+        return self
+
+
+Choice = list[Any] | Range  # values, or a range of numbers
+
+
 class Entry(Config):
     """One row of the table: a method in a form, with its own settings."""
 
@@ -19,6 +40,7 @@ class Entry(Config):
     form: Form = "mdmt"
     method_config: dict[str, Any] = {}
     run: dict[str, Any] = Field({}, description="RunConfig keys that differ")
+    search: dict[str, "Choice"] = Field({}, description="further keys to search")
 
 
 class PreparedData(Config):
@@ -48,6 +70,9 @@ class Experiment(Config):
     main: str
     domains: list[str] = []
     target_only: str | None = None
+    search: dict[str, Choice] = Field(
+        {}, description="RunConfig key (a.b.c) -> what `compare --search` tries"
+    )
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Experiment":
@@ -74,6 +99,21 @@ class Experiment(Config):
         common = self.base.get("method_config", {})
         values["method_config"] = _merged(common, entry.method_config)
         return RunConfig.parse(values, where=f"entry {label}")
+
+    def with_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> "Experiment":
+        """Returns the experiment with settings of entries: label -> {a.b.c: value}."""
+        entries = {}
+        for label, entry in self.entries.items():
+            values = {"run": dict(entry.run), "method_config": entry.method_config}
+            for key, value in settings.get(label, {}).items():
+                *parents, last = key.split(".")
+                leaf: dict[str, Any] = {last: value}
+                for parent in reversed(parents):
+                    leaf = {parent: leaf}
+                own = leaf if parents[:1] == ["method_config"] else {"run": leaf}
+                values = _merged(values, own)
+            entries[label] = entry.model_copy(update=values)
+        return self.model_copy(update={"entries": entries})
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,6 @@ def run_entries(
     for label in labels:
         if label not in experiment.entries:
             raise lookup_error("entries", label, experiment.entries)
-    slots = processor_shares(workers)
     folders = {
         (label, seed): pathlib.Path(workdir) / label / f"seed{seed}"
         for seed in range(seeds)
@@ -64,21 +63,42 @@ def run_entries(
     todo = [
         (experiment.run_config(label, data_dir, seed), folders[label, seed])
         for label, seed in folders
-        if (not labels or label in labels) and not is_finished(folders[label, seed])
+        if not labels or label in labels
     ]
-    deadline = time.monotonic() + time_limit_secs if time_limit_secs else None
-    if workers == 1:
-        for number, (config, folder) in enumerate(todo, start=1):
-            if deadline is None or time.monotonic() < deadline:
-                logging.info("run %d of %d: %s", number, len(todo), folder)
-                train(config, folder)
-    else:
-        _run_processes(todo, slots, deadline)
+    run_all(todo, workers=workers, time_limit_secs=time_limit_secs)
     results: dict[str, list[Result]] = {}
     for (label, _), folder in folders.items():
         if is_finished(folder):
             results.setdefault(label, []).append(Result.load(folder))
     return results
+
+
+def run_all(
+    runs: Sequence[tuple[RunConfig, pathlib.Path]],
+    *,
+    workers: int = 1,
+    time_limit_secs: float | None = None,
+) -> None:
+    """Does the runs that are not finished, in order.
+
+    Args:
+      runs: What to train, and the folder of each.
+      workers: As for `run_entries`.
+      time_limit_secs: No new run is begun after it; None = no limit.
+
+    Raises:
+      ValueError, RuntimeError: As `run_entries`.
+    """
+    slots = processor_shares(workers)
+    todo = [(config, folder) for config, folder in runs if not is_finished(folder)]
+    deadline = time.monotonic() + time_limit_secs if time_limit_secs else None
+    if workers > 1:
+        _run_processes(todo, slots, deadline)
+        return
+    for number, (config, folder) in enumerate(todo, start=1):
+        if deadline is None or time.monotonic() < deadline:
+            logging.info("run %d of %d: %s", number, len(todo), folder)
+            train(config, folder)
 
 
 def processor_shares(workers: int) -> list[set[int]]:

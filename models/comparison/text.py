@@ -52,7 +52,24 @@ def to_markdown(
     for role, values in summary["differences"].items():
         first, *cells = _difference(summary["main"], role, values)
         lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
+    lines += _searched(summary)
     return "\n".join(lines) + "\n"
+
+
+def _searched(summary: Mapping[str, Any]) -> list[str]:
+    """Returns which settings a search chose, an entry a line; none without one."""
+    found = summary.get("search") or {}
+    lines = ["", "Settings by search on validation:"] if found else []
+    for label, values in found.items():
+        settings = ", ".join(
+            f"{key.removeprefix('method_config.')} = "
+            + (f"{value:.3g}" if isinstance(value, float) else str(value))
+            for key, value in values["settings"].items()
+        )
+        lines.append(
+            f"- {label}: {settings or 'as written'} ({values['trials']} trials)"
+        )
+    return lines
 
 
 def _row(values: Sequence[str]) -> str:

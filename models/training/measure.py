@@ -57,7 +57,12 @@ def is_better(name: str, value: float | None, best: float | None) -> bool:
         return True
     if value is None:
         return False
-    return value < best if "logloss" in name else value > best
+    return sign(name) * value > sign(name) * best
+
+
+def sign(name: str) -> int:
+    """Returns 1 for a metric that is better high, -1 for one that is better low."""
+    return -1 if "logloss" in name else 1
 
 
 def format_table(metrics: dict[str, Any]) -> str:

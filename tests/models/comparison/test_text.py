@@ -134,3 +134,21 @@ def test_groups_of_domains_are_shown_where_every_entry_has_them(summary):
     assert "61.23" in text.to_text(summary)
     summary["entries"]["base"].pop("groups")
     assert "61.23" not in text.to_text(summary)
+
+
+def test_page_says_what_a_search_chose(summary):
+    assert "by search" not in text.to_markdown(summary)
+    settings = {
+        "method_config.optimizer.dense.learning_rate": 0.0123456,
+        "batch_size": 64,
+    }
+    summary["search"] = {
+        "ours": {"settings": settings, "value": 0.8, "trials": 4},
+        "base": {"settings": {}, "value": 0.7, "trials": 4},
+    }
+    page = text.to_markdown(summary)
+    expected = (
+        "- ours: optimizer.dense.learning_rate = 0.0123, batch_size = 64 (4 trials)"
+    )
+    assert expected in page
+    assert "- base: as written (4 trials)" in page

@@ -1,0 +1,119 @@
+"""The search: equal budgets, validation only, resumed without a run done twice."""
+
+import types
+
+import pytest
+
+from models.comparison import experiment, runner, search
+from models.training.result import Result
+
+SPACE = {
+    "method_config.optimizer.dense.learning_rate": {
+        "low": 1e-4,
+        "high": 1e-1,
+        "log": 1,
+    },
+    "batch_size": [64, 128],
+}
+
+
+def make(**changes):
+    values = {
+        "name": "tiny",
+        "title": "Two",
+        "data": {"tiny": {"dataset": "tiny"}},
+        "base": {"batch_size": 32},
+        "entries": {"a": {"method": "mlp"}, "b": {"method": "mmoe"}},
+        "main": "a",
+        "search": SPACE,
+    }
+    return experiment.Experiment.parse({**values, **changes}, where="test")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs that take no time: the best batch is 64, the best learning rate 0.01."""
+    done = {}
+
+    def run_all(runs, *, workers, time_limit_secs):
+        for config, folder in runs:
+            if folder in done:
+                continue
+            rate = config.parsed_method_config().optimizer.dense.learning_rate
+            value = 0.8 - abs(rate - 0.01) - 0.1 * (config.batch_size != 64)
+            done[folder] = (config, value)
+
+    monkeypatch.setattr(runner, "run_all", run_all)
+    monkeypatch.setattr(search, "is_finished", lambda folder: folder in done)
+    result = lambda folder: types.SimpleNamespace(best_metric=done[folder][1])  # noqa: E731
+    monkeypatch.setattr(Result, "load", staticmethod(result))
+    return done
+
+
+def test_every_entry_gets_the_same_number_of_trials_the_first_as_written(
+    runs, tmp_path
+):
+    found = search.search(make(), "data", tmp_path, trials=6)
+    assert {k: v["trials"] for k, v in found.items()} == {"a": 6, "b": 6}
+    for label in ("a", "b"):
+        folders = [f for f in runs if f.parent.name == label]
+        assert len(folders) == 6
+        assert runs[tmp_path / "search" / label / "as_written"][0].batch_size == 32
+        assert all(runs[f][0].seed == search.SEED for f in folders)
+
+
+def test_best_settings_are_those_of_the_best_validation_value(runs, tmp_path):
+    found = search.search(make(), "data", tmp_path, trials=8)["a"]
+    best = max(value for f, (_, value) in runs.items() if f.parent.name == "a")
+    assert found["value"] == best
+    assert found["settings"]["batch_size"] == 64
+    config = make().with_settings({"a": found["settings"]}).run_config("a", "x", 1)
+    key = "method_config.optimizer.dense.learning_rate"
+    dense = config.parsed_method_config().optimizer.dense
+    assert dense.learning_rate == found["settings"][key]
+    assert config.batch_size == 64
+    assert make().run_config("b", "x", 1).batch_size == 32
+
+
+def test_search_started_again_does_no_run_twice(runs, tmp_path):
+    first = search.search(make(), "data", tmp_path, trials=6)
+    folders = set(runs)
+    assert search.search(make(), "data", tmp_path, trials=6) == first
+    assert set(runs) == folders
+    search.search(make(), "data", tmp_path, trials=8)
+    assert folders < set(runs)
+
+
+def test_lower_is_better_for_a_loss(runs, tmp_path):
+    made = make(base={"metric": "mean_logloss", "batch_size": 32})
+    found = search.search(made, "data", tmp_path, trials=8)["a"]
+    worst = min(value for f, (_, value) in runs.items() if f.parent.name == "a")
+    assert found["value"] == worst
+
+
+def test_settings_of_an_entry_have_keys_of_their_own(runs, tmp_path):
+    entries = {
+        "a": {"method": "mlp", "search": {"method_config.hidden_units": [[8], [4, 2]]}},
+        "b": {"method": "mlp"},
+    }
+    search.search(make(entries=entries), "data", tmp_path, trials=4)
+    shapes = {
+        runs[f][0].parsed_method_config().hidden_units
+        for f in runs
+        if f.parent.name == "a" and f.name != "as_written"
+    }
+    assert shapes <= {(8,), (4, 2)}
+    assert shapes
+
+
+def test_an_experiment_without_a_space_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="search. space for every entry"):
+        search.search(make(search={}), "data", tmp_path, trials=2)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"low": 2, "high": 1}, {"low": 0, "high": 1, "log": 1}]
+)
+def test_impossible_range_is_an_error(bad):
+    with pytest.raises(ValueError, match="low must be below high"):
+        make(search={"batch_size": bad})
