@@ -50,8 +50,8 @@ bench: env  ## benchmarks: BENCH="reader methods", all without it; into docs/res
 	@$(BIN)/python -m tests.benchmarks.report $(BENCH)
 
 reproduce: env  ## a published comparison: DATA=<raw folder> EXPERIMENT=<name> SEEDS=5
-	@test -n "$(DATA)" || { echo "make reproduce: give DATA=<folder with the raw data>"; exit 2; }
-	$(BIN)/python -m models.reproduce --experiment $(EXPERIMENT) --raw_dir $(DATA) \
+	$(BIN)/python -m models.reproduce --experiment $(EXPERIMENT) \
+	  $(if $(DATA),--raw_dir $(DATA)) $(if $(SEARCH),--search $(SEARCH)) \
 	  --runs_dir $(RUNS_DIR) --seeds $(SEEDS) --workers $(WORKERS)
 
 lock: env  ## compile requirements.lock anew from setup.py

@@ -1,48 +1,28 @@
-"""Re-runs a published comparison: raw data -> data sets -> runs -> result page.
-
-Each data set is prepared by the preprocessing job, as a process of its own: training
-images need not have it installed.
-"""
+"""Re-runs a published comparison: raw data -> data sets -> runs -> result page."""
 
 import argparse
 import json
 import logging
 import pathlib
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from features.config import lookup_error
-from features.dataset import SUCCESS_FILE
 from models.compare import add_run_flags, compare, run_arguments, stop_on_sigterm
-from models.comparison import text
-from models.comparison.experiment import Experiment, PreparedData, load_experiment
+from models.comparison import prepare, text
+from models.comparison.experiment import Experiment, load_experiment
 
-EPILOG = """example:
+EPILOG = """examples:
   python -m models.reproduce --experiment movielens_m3oe --raw_dir /data --seeds 5
+  python -m models.reproduce --experiment planted_ssctl --seeds 5
 """
 
 
-def prepare(data: PreparedData, raw_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
-    """Prepares a data set unless it is there.
-
-    Raises:
-      RuntimeError: When the job fails; it has printed why.
-    """
-    if (data_dir / SUCCESS_FILE).exists():
-        return
-    command = [sys.executable, "-m", "pipeline.preprocess"]
-    command += ["--dataset", data.dataset, "--raw_dir", str(raw_dir / data.raw_dir)]
-    command += ["--data_dir", str(data_dir)]
-    for override in data.overrides:
-        command += ["--set", override]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise RuntimeError(f"data set {data.dataset} was not prepared; see above.")
-
-
 def write_results(
-    experiment: Experiment, summaries: Mapping[str, Any], results_dir: pathlib.Path
+    experiment: Experiment,
+    summaries: Mapping[str, Any],
+    results_dir: pathlib.Path,
 ) -> pathlib.Path:
     """Writes the summaries of data sets beside those already there; returns the page.
 
@@ -61,7 +41,8 @@ def write_results(
     ]
     for name, data in experiment.data.items():
         if name in known:
-            table = text.to_markdown(known[name], data.published)
+            references = data.published | known[name].get("references", {})
+            table = text.to_markdown(known[name], references)
             parts.append(f"## {name}\n\n{table}")
     path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
     page = path.with_suffix(".md")
@@ -87,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--experiment", required=True)
-    parser.add_argument("--raw_dir", required=True, type=pathlib.Path)
+    parser.add_argument(
+        "--raw_dir", type=pathlib.Path, help="not needed for a planted log"
+    )
     parser.add_argument("--runs_dir", default="runs", type=pathlib.Path)
     parser.add_argument("--results_dir", default="docs/results", type=pathlib.Path)
     parser.add_argument("--seeds", type=int, default=5)
@@ -105,16 +88,22 @@ def main(argv: list[str] | None = None) -> int:
         for name in chosen:
             data = experiment.data[name]
             folder = args.runs_dir / experiment.name / name
-            prepare(data, args.raw_dir, folder / "data")
+            prepared = prepare.prepare(data, args.raw_dir, folder)
+            references = dict(data.published)
+            if data.preset:
+                references[prepare.BEST] = prepare.best_reachable(
+                    folder / "raw", prepared, experiment.domains
+                )
             summary = compare(
                 experiment,
-                str(folder / "data"),
+                str(prepared),
                 folder / "runs",
                 seeds=args.seeds,
                 **run_arguments(args),
-                references=data.published,
+                references=references,
             )
-            print(f"{name}\n{text.to_text(summary, data.published)}")
+            summary["references"] = references
+            print(f"{name}\n{text.to_text(summary, references)}")
             page = write_results(experiment, {name: summary}, args.results_dir)
     except (ValueError, LookupError, RuntimeError, OSError) as error:
         print(f"reproduce failed: {error}", file=sys.stderr)

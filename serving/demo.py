@@ -11,8 +11,8 @@ import time
 import numpy as np
 
 import tfrecords_tools
-from features import synthetic
 from features.dataset import Dataset
+from models.comparison import prepare
 from models.training.result import Result
 from serving.inputs import raw_inputs
 from serving.publish import versions
@@ -52,7 +52,8 @@ def run(out: pathlib.Path, rows: int) -> None:
             f"--raw_dir={raw}",
             f"--data_dir={data}",
         )
-    _write_best_reachable(raw, data, out / "best_reachable.json")
+    best = {prepare.BEST: prepare.best_reachable(raw, data)}
+    (out / "best_reachable.json").write_text(json.dumps(best), "utf-8")
     _stage(
         "compare",
         "models.compare",
@@ -62,22 +63,14 @@ def run(out: pathlib.Path, rows: int) -> None:
         f"--references={out / 'best_reachable.json'}",
         f"--workers={len(os.sched_getaffinity(0))}",
     )
-    best = runs / "m3oe" / "seed0"
-    _stage("export", "serving.export", f"--workdir={best}", f"--export_dir={base_dir}")
+    workdir = runs / "m3oe" / "seed0"
+    _stage(
+        "export", "serving.export", f"--workdir={workdir}", f"--export_dir={base_dir}"
+    )
     version = base_dir / str(versions(base_dir)[-1])
     _score_one(data, version, out)
-    print(f"\ndata set: {data}\nworkdir:  {Result.load(best).workdir}")
+    print(f"\ndata set: {data}\nworkdir:  {Result.load(workdir).workdir}")
     print(f"export:   {version}\nreport:   {runs / 'report.html'}")
-
-
-def _write_best_reachable(
-    raw: pathlib.Path, data: pathlib.Path, path: pathlib.Path
-) -> None:
-    """Writes the AUC of the true probabilities on the test rows, a column to show."""
-    spec = Dataset.open(data).info.spec
-    best = synthetic.best_auc(raw, spec.split.test_from)
-    cells = [100 * value for tasks in best.values() for value in tasks.values()]
-    path.write_text(json.dumps({"best reachable": cells}), "utf-8")
 
 
 def _score_one(data: pathlib.Path, version: pathlib.Path, out: pathlib.Path) -> None:

@@ -43,15 +43,34 @@ class Entry(Config):
     search: dict[str, "Choice"] = Field({}, description="further keys to search")
 
 
+class Job(Config):
+    """A job over the prepared data set, such as one that makes a further stream."""
+
+    module: str = Field(description="run as python -m <module> --data_dir=...")
+    arguments: list[str] = []
+    makes: str = Field(description="folder below the data set; once there, it is done")
+
+
 class PreparedData(Config):
     """One data set of an experiment."""
 
     dataset: str = Field(description="name in features.registry")
     raw_dir: str = Field("", description="below the folder given by the caller")
+    preset: str = Field("", description="generate this planted log as raw data instead")
+    jobs: list[Job] = []
     overrides: list[str] = []
     published: dict[str, list[float]] = Field(
         {}, description="label -> AUC x 100 by domain, task; for the eye only"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "PreparedData":
+        if self.preset and self.raw_dir:
+            raise ValueError(
+                f"preset and raw_dir exclude each other; got {self.preset!r} and "
+                f"{self.raw_dir!r}"
+            )
+        return self
 
 
 class Experiment(Config):

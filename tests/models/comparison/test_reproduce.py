@@ -1,11 +1,12 @@
 """Result pages grow by data set and hold no path of the machine that made them."""
 
 import json
+import types
 
 import pytest
 
 from models import reproduce
-from models.comparison import experiment
+from models.comparison import experiment, prepare
 
 
 def make():
@@ -66,6 +67,52 @@ def test_missing_raw_data_fails_with_a_status(tmp_path, capfd):
     assert reproduce.main(arguments) == 1
     assert "was not prepared" in capfd.readouterr().err
     assert not (tmp_path / "demo.json").exists()
+
+
+def test_raw_data_that_is_not_given_is_asked_for(tmp_path, capsys):
+    assert reproduce.main(["--experiment=demo", f"--runs_dir={tmp_path}"]) == 1
+    assert "raw_dir must be the folder" in capsys.readouterr().err
+
+
+def test_a_planted_log_is_generated_prepared_and_its_jobs_done_once(
+    tmp_path, monkeypatch
+):
+    data = experiment.PreparedData.parse(
+        {
+            "dataset": "planted_cctl",
+            "preset": "planted_cctl",
+            "overrides": ["a.b=1"],
+            "jobs": [{"module": "some.job", "arguments": ["--x=1"], "makes": "more"}],
+        }
+    )
+    commands = []
+
+    def run(command, check):
+        commands.append(command[2:])
+        made = {
+            "features.synthetic": "raw/truth.json",
+            "pipeline.preprocess": "data/_SUCCESS",
+            "some.job": "data/more/_SUCCESS",
+        }[command[2]]
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).touch()
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(prepare.subprocess, "run", run)
+    for _ in range(2):
+        assert prepare.prepare(data, None, tmp_path) == tmp_path / "data"
+    raw, prepared = f"--raw_dir={tmp_path}/raw", f"--data_dir={tmp_path}/data"
+    assert commands == [
+        ["features.synthetic", "--preset=planted_cctl", f"--out={tmp_path}/raw"],
+        ["pipeline.preprocess", "--dataset=planted_cctl", raw, "--set=a.b=1", prepared],
+        ["some.job", prepared, "--x=1"],
+    ]
+
+
+def test_a_preset_and_a_raw_folder_exclude_each_other():
+    values = {"dataset": "synthetic", "preset": "planted_cctl", "raw_dir": "x"}
+    with pytest.raises(ValueError, match="exclude each other"):
+        experiment.PreparedData.parse(values)
 
 
 @pytest.mark.parametrize("name", ["movielens_m3oe", "kuairand_m3oe", "epinions_m3oe"])

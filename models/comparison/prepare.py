@@ -1,0 +1,79 @@
+"""The data set of a comparison: generated or raw log -> prepared data -> streams.
+
+Every step is a process of its own: training images need not have Beam installed.
+"""
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from features import synthetic
+from features.dataset import SUCCESS_FILE, Dataset
+from models.comparison.experiment import PreparedData
+
+SYNTHETIC_FILE = "truth.json"  # written last by the generator
+BEST = "best reachable"
+
+
+def prepare(
+    data: PreparedData, raw_dir: pathlib.Path | None, folder: pathlib.Path
+) -> pathlib.Path:
+    """Does what is not done yet; returns the prepared data set, `<folder>/data`.
+
+    Args:
+      data: What to prepare.
+      raw_dir: Folder of all raw data; None is enough for a generated log.
+      folder: Where generated logs and data sets go.
+
+    Raises:
+      ValueError: When raw data is needed and `raw_dir` is None.
+      RuntimeError: When a step fails; it has printed why.
+    """
+    prepared = folder / "data"
+    if data.preset:
+        raw = folder / "raw"
+        if not (raw / SYNTHETIC_FILE).exists():
+            _run("features.synthetic", [f"--preset={data.preset}", f"--out={raw}"])
+    elif raw_dir is None:
+        raise ValueError(
+            f"reproduce.raw_dir must be the folder of the raw data: data set "
+            f"{data.dataset!r} is not generated. Give DATA=<folder> (--raw_dir)."
+        )
+    else:
+        raw = raw_dir / data.raw_dir
+    if not (prepared / SUCCESS_FILE).exists():
+        arguments = [f"--dataset={data.dataset}", f"--raw_dir={raw}"]
+        arguments += [f"--set={override}" for override in data.overrides]
+        _run("pipeline.preprocess", [*arguments, f"--data_dir={prepared}"])
+    for job in data.jobs:
+        if not (prepared / job.makes / SUCCESS_FILE).exists():
+            _run(job.module, [f"--data_dir={prepared}", *job.arguments])
+    return prepared
+
+
+def _run(module: str, arguments: Sequence[str]) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise RuntimeError(
+            f"data was not prepared: python -m {module} {' '.join(arguments)} failed; "
+            "see above."
+        )
+
+
+def best_reachable(
+    raw: pathlib.Path, prepared: pathlib.Path, domains: Sequence[str] = ()
+) -> list[float]:
+    """Returns AUC x 100 of a generated log's true probabilities on its test rows.
+
+    Args:
+      raw: What the generator wrote.
+      prepared: The data set made of it.
+      domains: Whose cells, in this order; empty = all.
+
+    Returns:
+      One number per (domain, task), as a column of a comparison's table.
+    """
+    spec = Dataset.open(prepared).info.spec
+    best = synthetic.best_auc(raw, spec.split.test_from)
+    return [100 * value for name in domains or best for value in best[name].values()]
