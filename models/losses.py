@@ -77,6 +77,32 @@ def focal(
     return loss * (alpha * labels + (1.0 - alpha) * (1.0 - labels))
 
 
+def softmax_focal(
+    logits: tf.Tensor, labels: tf.Tensor, *, gamma: float = 2.0
+) -> tf.Tensor:
+    """Returns the focal loss `-(1 - q)^gamma log q` of one class of several.
+
+    Source: Lin et al., ICCV 2017, Eq. (4), q the softmax probability of the label.
+    Differs: computed in logs from logits, so value and gradient stay finite where
+      q, or 1 - q, underflows.
+
+    Args:
+      logits: [B, M] any float type, M >= 2.
+      labels: Class, int [B] in 0..M-1; a row of another class (-1) gives 0.
+      gamma: How much well-classified rows are turned down; >= 0, 0 gives the
+        cross-entropy.
+
+    Returns:
+      float32 [B].
+    """
+    logs = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    is_label = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
+    log_q = tf.reduce_sum(tf.where(is_label, logs, 0.0), axis=-1)
+    # Far below any logarithm of a float32, and finite: its gradient is 0.
+    log_rest = tf.reduce_logsumexp(tf.where(is_label, -1e9, logs), axis=-1)
+    return -tf.exp(gamma * log_rest) * log_q
+
+
 def weighted_bce_from_logits(
     labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor, denominator: tf.Tensor
 ) -> tf.Tensor:

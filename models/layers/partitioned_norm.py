@@ -28,6 +28,7 @@ class PartitionedNorm(keras.layers.Layer):
       num_domains: D, >= 1.
       momentum: Share of a moving average that stays in an update, 0..1.
       epsilon: Added to the variance, > 0.
+      own_only: Without gamma and beta, which all domains share (D > 1).
     """
 
     def __init__(
@@ -36,18 +37,22 @@ class PartitionedNorm(keras.layers.Layer):
         *,
         momentum: float = 0.99,
         epsilon: float = 1e-3,
+        own_only: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_domains = num_domains
         self.momentum = momentum
         self.epsilon = epsilon
+        self.own_only = own_only
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
         width, shape = int(input_shape[-1]), [self.num_domains, int(input_shape[-1])]
-        self.gamma = self.add_weight("gamma", [width], initializer="ones")
-        self.beta = self.add_weight("beta", [width], initializer="zeros")
+        self._shared = self.num_domains == 1 or not self.own_only
+        if self._shared:
+            self.gamma = self.add_weight("gamma", [width], initializer="ones")
+            self.beta = self.add_weight("beta", [width], initializer="zeros")
         if self.num_domains > 1:
             self.own_gamma = self.add_weight("own_gamma", shape, initializer="ones")
             self.own_beta = self.add_weight("own_beta", shape, initializer="zeros")
@@ -81,7 +86,23 @@ class PartitionedNorm(keras.layers.Layer):
           training: Whether to use and update batch statistics.
           valid: bool [B], rows that statistics count; None = all.
         """
-        dtype = x.dtype
+        scale, shift = self.affine(x, domain, training, valid)
+        if self.num_domains > 1:
+            scale, shift = tf.gather(scale, domain), tf.gather(shift, domain)
+        return tf.cast(tf.cast(x, tf.float32) * scale + shift, x.dtype)
+
+    def affine(
+        self,
+        x: tf.Tensor,
+        domain: tf.Tensor | None = None,
+        training: bool = False,
+        valid: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns scale and shift of each domain, [D, H] float32, of which `call` is.
+
+        For a caller that normalises other rows by the statistics of these; arguments
+        as in `call`, the layer must have been built.
+        """
         x = tf.cast(x, tf.float32)
         if domain is None:
             domain = tf.zeros(tf.shape(x)[:1], tf.int32)
@@ -91,15 +112,14 @@ class PartitionedNorm(keras.layers.Layer):
         )
         if training:
             mean, variance = self._batch_statistics(x, domain, valid, mean, variance)
-        scale = tf.cast(self.gamma, tf.float32) * tf.math.rsqrt(variance + self.epsilon)
-        shift = tf.cast(self.beta, tf.float32)
+        scale, shift = tf.math.rsqrt(variance + self.epsilon), tf.zeros_like(mean)
+        if self._shared:
+            scale = tf.cast(self.gamma, tf.float32) * scale
+            shift = shift + tf.cast(self.beta, tf.float32)
         if self.num_domains > 1:
             scale = scale * tf.cast(self.own_gamma, tf.float32)
             shift = shift + tf.cast(self.own_beta, tf.float32)
-        shift = shift - mean * scale
-        if self.num_domains == 1:
-            return tf.cast(x * scale + shift, dtype)
-        return tf.cast(x * tf.gather(scale, domain) + tf.gather(shift, domain), dtype)
+        return scale, shift - mean * scale
 
     def _batch_statistics(
         self,
@@ -142,4 +162,5 @@ class PartitionedNorm(keras.layers.Layer):
             "num_domains": self.num_domains,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
+            "own_only": self.own_only,
         }

@@ -147,6 +147,25 @@ def test_focal_equals_formula_in_probabilities():
     np.testing.assert_allclose(got, -a * (1 - q) ** 2 * np.log(q), rtol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_softmax_focal_equals_formula_in_probabilities(gamma):
+    z, labels = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]), [2, 0]
+    q = (np.exp(z) / np.exp(z).sum(1, keepdims=True))[[0, 1], labels]
+    got = losses.softmax_focal(tf.constant(z), tf.constant(labels), gamma=gamma)
+    np.testing.assert_allclose(got, -((1 - q) ** gamma) * np.log(q), rtol=1e-5)
+
+
+def test_softmax_focal_is_finite_for_extreme_logits_and_zero_without_a_class():
+    z = tf.Variable([[-900.0, 900.0], [900.0, -900.0], [300.0, 0.0]])
+    with tf.GradientTape() as tape:
+        value = losses.softmax_focal(z, tf.constant([0, 0, -1]), gamma=0.5)
+    assert np.isfinite(value).all()
+    assert float(value[2]) == 0
+    gradient = tape.gradient(value, z).numpy()
+    assert np.isfinite(gradient).all()
+    assert not gradient[2].any()
+
+
 @pytest.mark.parametrize("loss", [losses.bce, losses.focal])
 def test_loss_and_gradient_finite_for_extreme_logits(loss):
     z = tf.Variable([-1000.0, 1000.0, -1000.0, 1000.0])
