@@ -247,17 +247,28 @@ class RandomSplit(Config):
 
 
 class TemporalSplit(Config):
-    """By time: validation from `validation_from` on, test from `test_from` on."""
+    """By time: validation from `validation_from` on, test from `test_from` on.
+
+    Rows before `train_from` and from `test_until` on are in no split: they are read
+    for histories and left out.
+    """
 
     by: Literal["temporal"]
     column: str = ""  # default: keys.time
     validation_from: int
     test_from: int
+    train_from: int | None = None
+    test_until: int | None = None
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "TemporalSplit":
-        if self.validation_from > self.test_from:
-            raise ValueError("validation_from must not be after test_from")
+        given = (self.train_from, self.validation_from, self.test_from, self.test_until)
+        times = [time for time in given if time is not None]
+        if times != sorted(times):
+            raise ValueError(
+                "train_from, validation_from, test_from and test_until must not go "
+                f"back in time; got {given}"
+            )
         return self
 
 
@@ -459,6 +470,9 @@ class DatasetSpec(Config):
         values.pop("description")
         for feature in values["features"]:
             feature.pop("width", None)
+        for name in ("train_from", "test_until"):  # not given = as before they existed
+            if values["split"].get(name, 0) is None:
+                del values["split"][name]
         values["format_version"] = FORMAT_VERSION
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -111,7 +111,13 @@ def assign_splits(
             return _by_bins(plan, strata, _bins(spec, batch))
         case spec_lib.TemporalSplit():
             cuts = (spec.split.validation_from, spec.split.test_from)
-            return _by_cuts(_integers(spec, batch, spec.split_column, "time"), cuts)
+            times = _integers(spec, batch, spec.split_column, "time")
+            outside = np.zeros(len(times), bool)
+            if spec.split.train_from is not None:
+                outside |= times < spec.split.train_from
+            if spec.split.test_until is not None:
+                outside |= times >= spec.split.test_until
+            return np.where(outside, np.int8(-1), _by_cuts(times, cuts))
         case spec_lib.PublishedOrderSplit():
             positions = _integers(spec, batch, spec.split_column, "time")
             return _by_cuts(positions, plan.positions)

@@ -144,6 +144,10 @@ class _AssignSplits(beam.DoFn):
     def process(self, batch: pa.RecordBatch, plan: Any) -> Iterator[Any]:
         domain = record_batches.integers(batch, "domain")
         split = splits.assign_splits(self._spec, batch, domain, plan)
+        if isinstance(self._spec.split, spec_lib.TemporalSplit) and split.min() < 0:
+            # The spec says which times take part: no fault of the other rows.
+            inside = np.flatnonzero(split >= 0)
+            batch, split = record_batches.take(batch, inside), split[inside]
         good, rejected = reject(batch, split < 0, _split_reason(self._spec))
         if rejected is not None:
             yield beam.pvalue.TaggedOutput(REJECTED, rejected)

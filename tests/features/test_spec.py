@@ -111,7 +111,7 @@ def value_map(**domains):
         (
             ("split",),
             {"by": "temporal", "validation_from": 5, "test_from": 4},
-            "must not be after",
+            "must not go back",
         ),
         (("split",), {"by": "tempral"}, "tempral"),
     ],

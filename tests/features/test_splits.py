@@ -78,6 +78,19 @@ def test_temporal_split_begins_at_its_times():
     assert split_in(1, spec, batch, np.zeros(5)).tolist() == [0, 1, 1, 2, 2]
 
 
+def test_temporal_split_leaves_out_rows_before_and_after_its_window():
+    rule = {"by": "temporal", "validation_from": 3, "test_from": 5}
+    plain = make_spec(split=rule)
+    spec = make_spec(split={**rule, "train_from": 2, "test_until": 6})
+    batch = rows_of(spec, 6, ts=[1, 2, 3, 5, 6, 9])
+    assert split_in(1, spec, batch, np.zeros(6)).tolist() == [-1, 0, 1, 2, -1, -1]
+    assert spec.fingerprint() != plain.fingerprint()
+    open_ended = make_spec(split={**rule, "train_from": None, "test_until": None})
+    assert open_ended.fingerprint() == plain.fingerprint()
+    with pytest.raises(ConfigError, match="must not go back in time"):
+        make_spec(split={**rule, "test_until": 4})
+
+
 def test_temporal_split_may_have_a_column_of_its_own():
     rule = {"by": "temporal", "column": "step", "validation_from": 1, "test_from": 2}
     spec = make_spec(split=rule)
