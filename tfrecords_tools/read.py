@@ -138,6 +138,30 @@ def cached_arrays(
     return tf.nest.map_structure(lambda tensor: tensor.numpy()[:-1], batch)
 
 
+def count_rows(
+    dataset: Dataset,
+    *,
+    split: str,
+    domains: Sequence[str] = (),
+    days: tuple[int, int] | None = None,
+) -> int:
+    """Returns the number of rows of a request; reads the files that may hold them.
+
+    Without `days` no file need be read: `dataset.info.num_rows`.
+    """
+    try:
+        batch = cached_arrays(
+            dataset,
+            split=split,
+            domains=domains,
+            tasks=dataset.info.spec.task_names[:1],
+            days=days,
+        )
+    except selection_lib.NoRowsError:
+        return 0
+    return len(batch.valid)
+
+
 def decoded_bytes(chosen: Selection) -> int:
     """Returns about how many bytes the rows of a request take in memory."""
     values = sum(c.length for c in chosen.columns) + 2 * len(chosen.tasks)

@@ -16,6 +16,10 @@ KEY_COLUMNS = ("row_id", "user_key", "day")
 _DAY_FOLDER = re.compile(r"^dt=(\d{8})$")
 
 
+class NoRowsError(ValueError):
+    """A request that leaves no row."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """A checked request for rows of one split.
@@ -107,14 +111,14 @@ def select(
     return selection
 
 
-def no_rows(dataset: Dataset, selection: Selection) -> ValueError:
+def no_rows(dataset: Dataset, selection: Selection) -> NoRowsError:
     """Returns the error for a request that leaves no row."""
     counts = {
         name: dataset.info.num_rows(selection.split, name)
         for name in dataset.info.fitted.domains
     }
     days = "" if selection.days is None else f", days {selection.days}"
-    return ValueError(
+    return NoRowsError(
         f"read_stream must leave at least one row; split {selection.split!r}, "
         f"domains {', '.join(selection.domains)}{days} leave none "
         f"({dataset.data_dir}: rows by domain {counts}). Choose other filters, or "

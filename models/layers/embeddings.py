@@ -85,6 +85,15 @@ class FieldEmbeddings(keras.layers.Layer):
             )
         super().build(input_shape)
 
+    def table_rows(self) -> dict[str, tuple[tf.Variable, int, int]]:
+        """Returns where each table lies: {table: (variable, first row, last + 1)}."""
+        sizes = {f.table: f.num_ids for f in self.features}
+        return {
+            name: (variable, first, first + sizes[name])
+            for group, variable in zip(self._groups, self.tables, strict=True)
+            for name, first in group.offsets.items()
+        }
+
     def call(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns all fields, concatenated.
 
@@ -139,6 +148,19 @@ class FieldEmbeddings(keras.layers.Layer):
         known = ", ".join(f.name for g in self._groups for f in g.lists) or "(none)"
         raise LookupError(
             f"FieldEmbeddings.sequence name must be one of {known}; got {name!r}."
+        )
+
+    def lookup(self, name: str, ids: tf.Tensor) -> tf.Tensor:
+        """Returns rows of one field's table for any ids [B, N]: [B, N, width]."""
+        for group, table in zip(self._groups, self.tables, strict=True):
+            for info in (*group.singles, *group.lists):
+                if info.name == name:
+                    infos = [info] * ids.shape[1]
+                    sizes = [info.num_ids] * ids.shape[1]
+                    return self._gather(table, ids, sizes, infos, group, ids == PAD_ID)
+        known = ", ".join(f.name for f in self.features if f.kind != "number")
+        raise LookupError(
+            f"FieldEmbeddings.lookup name must be one of {known}; got {name!r}."
         )
 
     def _single_rows(

@@ -51,6 +51,12 @@ class RunConfig(Config):
     form: Form = "mdmt"
     domains: list[str] = []
     tasks: list[str] = []
+    train_days: tuple[int, int] | None = Field(
+        None, description="first and last day (YYYYMMDD) of the training rows"
+    )
+    init_from: str = Field(
+        "", description="workdir of a run to go on from, with its optimiser state"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     batch_size: int = Field(4096, ge=1, description="rows a step, over all devices")
@@ -82,6 +88,10 @@ class RunConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        if self.init_from and self.form != "mdmt":
+            raise ValueError(
+                f"init_from is for form=mdmt, one model; got form={self.form}"
+            )
         if self.num_devices and self.strategy != "mirrored":
             raise ValueError("num_devices is for strategy=mirrored")
         if self.num_devices and self.batch_size % self.num_devices:

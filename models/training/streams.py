@@ -62,18 +62,31 @@ def plan_streams(
                 f"{name!r} must be a positive multiple of {replicas} devices; got "
                 f"{batch_size}. Change batch_size."
             )
-        rows = sum(source.info.num_rows(stream.split, d) for d in domains)
+        rows = _count_rows(source, stream.split, domains, config.train_days)
         if rows == 0 and stream.event_only:
             continue  # the event is told so when it draws
         if rows == 0:
             raise ValueError(
                 f"stream {name!r} must have rows; {source.data_dir} has none in split "
-                f"{stream.split!r} for {', '.join(domains)}."
+                f"{stream.split!r} for {', '.join(domains)}"
+                + (f" on days {config.train_days}." if config.train_days else ".")
             )
         plans[name] = StreamPlan(
             stream, source, domains, batch_size, rows, -(-rows // batch_size)
         )
     return plans
+
+
+def _count_rows(
+    dataset: Dataset,
+    split: str,
+    domains: Sequence[str],
+    days: tuple[int, int] | None,
+) -> int:
+    rows = sum(dataset.info.num_rows(split, name) for name in domains)
+    if days is None or rows == 0:
+        return rows
+    return read.count_rows(dataset, split=split, domains=domains, days=days)
 
 
 def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
@@ -160,6 +173,7 @@ class TrainStreams:
             split=plan.stream.split,
             tasks=self._config.tasks,
             batch_size=plan.batch_size,
+            days=self._config.train_days,
             # Two streams over the same rows must not be in step with each other.
             shuffle_seed=self._config.seed + 1000003 * self._order.index(name),
             epoch=epoch,

@@ -142,6 +142,8 @@ class Trainer:
             self._history.cut(self.state.step)
             self._streams.reset()
         else:
+            if self.config.init_from:
+                self._warm_start()
             self.checkpoints.save()  # a NaN in the first steps is replayed from here
         progress = Progress(
             name=self.workdir.name,
@@ -163,6 +165,19 @@ class Trainer:
         finally:
             progress.close()
         return self._finish(started - secs_before)
+
+    def _warm_start(self) -> None:
+        from models.training import warm_start  # it opens runs, as this one
+
+        taken = warm_start.warm_start(self.method, self.dataset, self.config.init_from)
+        taken.save(self.workdir)
+        _log.info(
+            "goes on from %s: %d variables, grown tables %s, new %s",
+            taken.workdir,
+            taken.restored,
+            taken.grown or "none",
+            ", ".join(taken.new) or "none",
+        )
 
     def close(self) -> None:
         """Closes files."""

@@ -1,0 +1,239 @@
+"""Goes on from another run: its weights, state and optimiser slots, in grown tables.
+
+The day after has a longer vocabulary, so its tables are longer: ids never change their
+meaning, so the rows of old ids are copied and those of new ids stay as initialised.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import tensorflow as tf
+
+from features.dataset import Dataset, DatasetInfo
+from models.layers.embeddings import FieldEmbeddings
+from models.method import Method
+from models.optimizers.base import RowOptimizer
+from models.training import restore, trainer
+from models.training import workdir as workdir_lib
+from models.training.checkpoint import Checkpoints, RunState
+
+REPORT_FILE = "warm_start.json"
+
+
+class WarmStartError(ValueError):
+    """A run that this one cannot go on from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """What was taken over.
+
+    Attributes:
+      workdir: The earlier run.
+      restored: Variables copied whole, optimiser slots among them.
+      grown: Table -> rows before and now, where they differ.
+      new: Names of variables that the earlier run does not have.
+    """
+
+    workdir: str
+    restored: int
+    grown: dict[str, tuple[int, int]]
+    new: list[str]
+
+    def save(self, workdir: pathlib.Path) -> None:
+        """Writes the report into a workdir."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (workdir / REPORT_FILE).write_text(text, "utf-8")
+
+
+def check_continues(old: DatasetInfo, new: DatasetInfo, where: str) -> None:
+    """Refuses a data set whose ids do not mean what those of an earlier one do.
+
+    Args:
+      old: The earlier data set.
+      new: Prepared with `--previous_data_dir` of it, or the same.
+      where: Owner named in the error.
+
+    Raises:
+      WarmStartError: For other domains, tasks or numeric parameters, or a vocabulary
+        that does not begin with the earlier one.
+    """
+    found = [
+        f"domains {new.fitted.domains}, before {old.fitted.domains}"
+        for _ in range(new.fitted.domains != old.fitted.domains)
+    ]
+    if new.spec.task_names != old.spec.task_names:
+        found.append(f"tasks {new.spec.task_names}, before {old.spec.task_names}")
+    for name, vocab in old.fitted.vocabs.items():
+        grown = new.fitted.vocabs.get(name)
+        if grown is None or not grown.array[: len(vocab.array)].equals(vocab.array):
+            found.append(f"vocabulary {name!r} does not begin with the earlier one")
+    for name, params in old.fitted.numeric.items():
+        if new.fitted.numeric.get(name) != params:
+            found.append(f"parameters of {name!r} differ")
+    if found:
+        raise WarmStartError(
+            f"{where} must be of a data set that this one continues; got "
+            f"{'; '.join(found)}. Prepare the data with --previous_data_dir."
+        )
+
+
+def warm_start(
+    method: Method, dataset: Dataset, workdir: str | pathlib.Path
+) -> WarmStart:
+    """Puts the last state of a finished run into an untrained method.
+
+    Args:
+      method: Of the same config but for what the data decides.
+      dataset: What it will be trained on.
+      workdir: The earlier run.
+
+    Raises:
+      WarmStartError: When the run is unfinished, of another method, or of data that
+        this data set does not continue.
+    """
+    workdir = pathlib.Path(workdir)
+    old, info = _load(workdir)
+    check_continues(info, dataset.info, f"RunConfig.init_from {workdir}")
+    if type(old) is not type(method):
+        raise WarmStartError(
+            f"RunConfig.init_from must be a run of {type(method).__name__}; got one of "
+            f"{type(old).__name__} ({workdir})."
+        )
+    tables = _Tables(old, method)
+    pairs = _pairs(old, method)
+    for before, now in pairs:
+        tables.copy(before, now)
+        giver, taker = _owner(old, before), _owner(method, now)
+        if giver is None or taker is None:
+            continue
+        slots = taker.slots(now)
+        for name, slot in giver.slots(before).items():
+            if name in slots:
+                tables.copy(slot, slots[name], like=(before, now))
+    for name, optimizer in method.optimizers.items():
+        if name in old.optimizers:
+            optimizer.iterations.assign(old.optimizers[name].iterations)
+    taken = {now.ref() for _, now in pairs}
+    new = [v.name for v in _variables(method) if v.ref() not in taken]
+    return WarmStart(str(workdir), tables.copied, tables.grown, new)
+
+
+def _load(workdir: pathlib.Path) -> tuple[Method, DatasetInfo]:
+    """Returns a run's method as the run ended, and its data set."""
+    if not (workdir / workdir_lib.CONFIG_FILE).exists():
+        raise WarmStartError(
+            f"RunConfig.init_from must be the workdir of a run; got {workdir}."
+        )
+    config = restore.run_config(workdir)
+    dataset = Dataset.open(config.data_dir)
+    method = trainer.make_method(config, dataset)
+    if not Checkpoints(workdir, method, RunState(), keep=1).restore():
+        raise WarmStartError(
+            f"RunConfig.init_from must be a run with a checkpoint; {workdir} has none."
+        )
+    return method, dataset.info
+
+
+def _variables(method: Method) -> list[tf.Variable]:
+    """Returns the variables of the model and of the method's own state, in order."""
+    own = [
+        variable
+        for _, part in sorted(method.extra_state().items())
+        for variable in (
+            [part] if isinstance(part, tf.Variable) else getattr(part, "variables", ())
+        )
+    ]
+    seen = dict.fromkeys(v.ref() for v in (*method.model.variables, *own))
+    return [reference.deref() for reference in seen]
+
+
+def _pairs(old: Method, new: Method) -> list[tuple[tf.Variable, tf.Variable]]:
+    """Returns the variables that belong together, by place."""
+    before, now = _variables(old), _variables(new)
+    kinds = [[(_plain(v.name), len(v.shape)) for v in part] for part in (before, now)]
+    if kinds[0] != kinds[1]:
+        odd = [name for name, _ in set(kinds[0]) ^ set(kinds[1])]
+        raise WarmStartError(
+            "RunConfig.init_from must be a run with the same model; got "
+            f"{len(before)} variables for {len(now)}"
+            f"{', such as ' + ', '.join(sorted(odd)[:4]) if odd else ''}. Give this "
+            "run the method_config of the earlier one."
+        )
+    return list(zip(before, now, strict=True))
+
+
+def _plain(name: str) -> str:
+    """Returns a variable's own name: Keras numbers the layers of a second model on."""
+    return name.rsplit("/", 1)[-1]
+
+
+def _owner(method: Method, variable: tf.Variable) -> RowOptimizer | None:
+    for optimizer in method.optimizers.values():
+        if any(v is variable for v in optimizer.model_variables):
+            return optimizer
+    return None
+
+
+class _Tables:
+    """Copies variables; those that hold tables table by table.
+
+    Attributes:
+      copied: Variables copied.
+      grown: As in `WarmStart`.
+    """
+
+    def __init__(self, old: Method, new: Method):
+        self._parts: dict[object, list[tuple[str, int, int]]] = {}
+        for method in (old, new):
+            for layer in method.model.submodules:
+                if isinstance(layer, FieldEmbeddings):
+                    for name, (variable, first, last) in layer.table_rows().items():
+                        part = self._parts.setdefault(variable.ref(), [])
+                        part.append((name, first, last))
+        self.copied = 0
+        self.grown: dict[str, tuple[int, int]] = {}
+
+    def copy(
+        self,
+        old: tf.Variable,
+        new: tf.Variable,
+        like: tuple[tf.Variable, tf.Variable] | None = None,
+    ) -> None:
+        """Copies `old` to `new`; a slot is laid out `like` its variables."""
+        before, now = (self._parts.get(v.ref(), []) for v in (like or (old, new)))
+        self.copied += 1
+        if not now or len(old.shape) == 0:
+            self._check(old, new)
+            new.assign(old)
+            return
+        places = {name: (first, last) for name, first, last in before}
+        values = new.numpy()
+        source = old.numpy()
+        for name, first, last in now:
+            if name not in places:
+                raise WarmStartError(
+                    f"RunConfig.init_from must have table {name!r} where this model "
+                    "has it; it lies elsewhere. A table has grown past the size of "
+                    "those that share a variable."
+                )
+            start, end = places[name]
+            size = end - start
+            if size > last - first:
+                raise WarmStartError(
+                    f"RunConfig.init_from: table {name!r} must not shrink; got "
+                    f"{last - first} rows, before {size}."
+                )
+            values[first : first + size] = source[start:end]
+            if size != last - first:
+                self.grown[name] = (size, last - first)
+        new.assign(values)
+
+    def _check(self, old: tf.Variable, new: tf.Variable) -> None:
+        if old.shape != new.shape:
+            raise WarmStartError(
+                f"RunConfig.init_from: {new.name!r} must have the shape it had, "
+                f"{tuple(old.shape)}; got {tuple(new.shape)}. Give this run the "
+                "method_config of the earlier one."
+            )
