@@ -1,4 +1,4 @@
-"""What a preprocessing run is told besides the dataset spec."""
+"""What a preprocessing run is told besides the dataset spec; how jobs write rows."""
 
 import pathlib
 from typing import Literal
@@ -10,7 +10,18 @@ from features.config import Config
 from features.spec import DatasetSpec
 
 
-class PreprocessOptions(Config):
+class WriteOptions(Config):
+    """How encoded rows are shuffled and written.  All of it changes the bytes."""
+
+    spec: DatasetSpec
+    seed: int = Field(0, ge=0, description="of the global shuffle")
+    record_format: Literal["block", "row"] = "block"
+    block_rows: int = Field(4096, ge=1, description="rows in a block at most")
+    rows_per_file: int = Field(131_072, ge=1, description="rows in a file, about")
+    compression: Literal["", "GZIP"] = ""
+
+
+class PreprocessOptions(WriteOptions):
     """Options of one run of `pipeline.jobs.preprocess`.
 
     None of `user_buckets`, `beam_args` and the number of input files changes a byte
@@ -18,14 +29,8 @@ class PreprocessOptions(Config):
     `compression` do.
     """
 
-    spec: DatasetSpec
     raw_dir: str = Field(description="folder of the raw files, seen by every worker")
     data_dir: str = Field(description="folder to write, seen by every worker")
-    seed: int = Field(0, ge=0, description="of the global shuffle")
-    record_format: Literal["block", "row"] = "block"
-    block_rows: int = Field(4096, ge=1, description="rows in a block at most")
-    rows_per_file: int = Field(131_072, ge=1, description="rows in a file, about")
-    compression: Literal["", "GZIP"] = ""
     statistics: bool = True
     statistics_sample_rate: float = Field(1.0, gt=0, le=1)
     statistics_by_day: bool = Field(False, description="a slice a day: daily drift")

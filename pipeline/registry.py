@@ -8,6 +8,7 @@ from features.config import lookup_error
 JOBS = {
     "batch_score": "pipeline.jobs.batch_score:build",
     "preprocess": "pipeline.jobs.preprocess:build",
+    "select_samples": "pipeline.jobs.select_samples:build",
 }
 
 READERS = {

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from features.dataset import Dataset, DatasetInfo
-from features.spec import SPLITS, DatasetSpec
+from features.spec import SPLITS
 from pipeline import progress, quiet
 from pipeline.errors import JobError
 from pipeline.options import PreprocessOptions
@@ -178,18 +178,7 @@ def local_runner(options: PipelineOptions) -> FnApiRunner | None:
 
 def _info(options: PreprocessOptions, summary: Mapping[str, Any]) -> DatasetInfo:
     fitted, spec = summary["fitted"], options.spec
-    files: dict[str, list[str]] = {split: [] for split in SPLITS}
-    counts: dict[str, dict[str, dict[str, Any]]] = {
-        split: {name: _no_rows(spec) for name in fitted.domains} for split in SPLITS
-    }
-    for name, split, by_domain in sorted(summary["files"]):
-        files[split].append(name)
-        for index, row in enumerate(by_domain):
-            cell = counts[split][fitted.domains[index]]
-            cell["rows"] += row[0]
-            for t, task in enumerate(spec.task_names):
-                cell["labelled"][task] += row[1 + 2 * t]
-                cell["positives"][task] += row[2 + 2 * t]
+    files, counts = write.add_up_files(spec, fitted.domains, summary["files"])
     unknown: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for (split, feature), count in sorted(summary["unknown"].items()):
         unknown[split][feature] = count
@@ -206,16 +195,8 @@ def _info(options: PreprocessOptions, summary: Mapping[str, Any]) -> DatasetInfo
         record_format=options.record_format,
         block_rows=options.block_rows if options.record_format == "block" else 1,
         compression=options.compression,
-        files={split: tuple(names) for split, names in files.items()},
+        files=files,
     )
-
-
-def _no_rows(spec: DatasetSpec) -> dict[str, Any]:
-    return {
-        "rows": 0,
-        "labelled": dict.fromkeys(spec.task_names, 0),
-        "positives": dict.fromkeys(spec.task_names, 0),
-    }
 
 
 def _count_rows(

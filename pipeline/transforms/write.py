@@ -3,7 +3,7 @@
 import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -15,7 +15,7 @@ from features.fitted import Fitted
 from features.schema import LABEL_PREFIX
 from features.spec import NUM_RESERVED_IDS, SPLITS, DatasetSpec, Hashing
 from pipeline import progress
-from pipeline.options import PreprocessOptions
+from pipeline.options import WriteOptions
 from pipeline.transforms import place, record_batches, shuffle
 
 UNKNOWN = "unknown"
@@ -30,7 +30,7 @@ class EncodeAndShuffle(beam.PTransform):
     `unknown` are dicts by (split name, feature) of ids that became UNKNOWN_ID.
     """
 
-    def __init__(self, options: PreprocessOptions, *, fitted: Any, plan: Any) -> None:
+    def __init__(self, options: WriteOptions, *, fitted: Any, plan: Any) -> None:
         super().__init__()
         self.options, self.fitted, self.plan = options, fitted, plan
 
@@ -47,7 +47,7 @@ class WriteFiles(beam.PTransform):
     Counts: [D, 1 + 2 T] int64: rows, then labelled rows and positives by task.
     """
 
-    def __init__(self, options: PreprocessOptions, folder: pathlib.Path) -> None:
+    def __init__(self, options: WriteOptions, folder: pathlib.Path) -> None:
         super().__init__()
         self.options, self.folder = options, folder
 
@@ -81,7 +81,7 @@ class _Encode(beam.DoFn):
 
 
 class _WriteFile(beam.DoFn):
-    def __init__(self, options: PreprocessOptions, folder: pathlib.Path) -> None:
+    def __init__(self, options: WriteOptions, folder: pathlib.Path) -> None:
         self._options, self._folder = options, folder
 
     def process(
@@ -163,6 +163,39 @@ def count_labels(spec: DatasetSpec, batch: pa.RecordBatch) -> np.ndarray:
         for chosen in (label >= 0, label == 1):
             columns.append(np.bincount(domain[chosen], minlength=len(columns[0])))
     return np.stack(columns, axis=1).astype(np.int64)
+
+
+def add_up_files(
+    spec: DatasetSpec, domains: Sequence[str], files: Iterable[tuple[str, str, Any]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, dict[str, Any]]]]:
+    """Returns `files` and `counts` of a `DatasetInfo`.
+
+    Args:
+      spec: The dataset spec.
+      domains: Domain names in index order.
+      files: What `WriteFiles` gave, in any order.
+    """
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    counts: dict[str, dict[str, dict[str, Any]]] = {
+        split: {name: _no_rows(spec) for name in domains} for split in SPLITS
+    }
+    for path, split, by_domain in sorted(files):
+        names[split].append(path)
+        for index, row in enumerate(by_domain):
+            cell = counts[split][domains[index]]
+            cell["rows"] += row[0]
+            for t, task in enumerate(spec.task_names):
+                cell["labelled"][task] += row[1 + 2 * t]
+                cell["positives"][task] += row[2 + 2 * t]
+    return {split: tuple(paths) for split, paths in names.items()}, counts
+
+
+def _no_rows(spec: DatasetSpec) -> dict[str, Any]:
+    return {
+        "rows": 0,
+        "labelled": dict.fromkeys(spec.task_names, 0),
+        "positives": dict.fromkeys(spec.task_names, 0),
+    }
 
 
 class replacing:  # noqa: N801 (reads as a verb in a with statement)
