@@ -6,6 +6,7 @@ from features.config import lookup_error
 from models.method import Method
 
 METHODS = {
+    "aread": "models.methods.aread:AREAD",
     "m3oe": "models.methods.m3oe:M3oE",
     "mlp": "models.methods.mlp:MLP",
     "mmoe": "models.methods.mmoe:MMoE",

@@ -14,6 +14,17 @@ FAST = {
     "dense": {"learning_rate": 0.01},
 }
 SMALL = {
+    "aread": {
+        "num_base_experts": 2,
+        "base_units": (16, 8),
+        "num_experts": (2, 3, 4),
+        "expert_units": ((8,), (8,), (8,)),
+        "gate_width": 3,
+        "dropout": 0.0,
+        "num_candidates": 3,
+        "candidate_steps": 2,
+        "score_batches": 2,
+    },
     "m3oe": {
         "star_units": 16,
         "hidden_units": 12,

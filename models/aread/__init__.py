@@ -1,0 +1,1 @@
+"""What AREAD is made of besides layers: masks, candidates and their search."""
