@@ -23,10 +23,13 @@ from serving import gate, parity, publish, samples, warmup
 from serving.signatures import ServingModule
 
 METADATA_FILE = "isthmus.json"
+GATE_STATUS = 3  # exit status when the gate refuses: no fault of the export
 EPILOG = """examples:
   python -m serving.export --workdir runs/m3oe --export_dir export/ranker
   python -m serving.export --workdir runs/m3oe --export_dir export/ranker \\
       --gate off --version 20260101 --keep 3
+
+Exit status: 0 published, 3 refused by the gate, 1 any other failure.
 """
 
 
@@ -63,6 +66,7 @@ def export(
     version: int | None = None,
     unknown_domain: str | None = None,
     gate_mode: str = "noise",
+    gate_scores: pathlib.Path | None = None,
     keep: int = 0,
     split: str = "test",
 ) -> Exported:
@@ -76,6 +80,7 @@ def export(
       unknown_domain: Domain that takes requests of unknown domains; default refuse.
       gate_mode: "noise": refuse when a domain falls beyond its noise against the
         published version; "off".
+      gate_scores: Scores to compare with instead of the published version's own.
       keep: Versions to keep, 0 = all.
       split: Split whose rows are used for parity and the gate.
 
@@ -102,7 +107,9 @@ def export(
         warmup.write_warmup(folder, base_dir.name, module.inputs, arrays)
         scores = gate.candidate_scores(method, dataset, split)
         previous = base_dir / str(published[-1]) if published else None
-        decision = gate.decide(scores, previous, mode=gate_mode)
+        decision = gate.decide(
+            scores, previous, mode=gate_mode, scores_path=gate_scores
+        )
         gate.save_scores(folder, scores)
         metadata = _metadata(module, method, dataset, base_dir.name, version)
         metadata |= {
@@ -188,6 +195,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", type=int, help="default: unix seconds")
     parser.add_argument("--unknown_domain", help="domain for unknown ones' requests")
     parser.add_argument("--gate", choices=("noise", "off"), default="noise")
+    parser.add_argument(
+        "--gate_scores",
+        type=pathlib.Path,
+        help="scores (.npz) to compare with instead of the published version's own",
+    )
     parser.add_argument("--keep", type=int, default=0, help="versions kept; 0 = all")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     args = parser.parse_args(argv)
@@ -200,12 +212,13 @@ def main(argv: list[str] | None = None) -> int:
             version=args.version,
             unknown_domain=args.unknown_domain,
             gate_mode=args.gate,
+            gate_scores=args.gate_scores,
             keep=args.keep,
             split=args.split,
         )
     except (ValueError, LookupError, RuntimeError, OSError, tf.errors.OpError) as error:
         print(f"export failed: {error}", file=sys.stderr)
-        return 1
+        return GATE_STATUS if isinstance(error, gate.GateError) else 1
     print(f"gate: {done.gate.text}")
     print(
         f"parity: {done.parity.rows} rows, max |difference| "

@@ -55,7 +55,11 @@ def save_scores(export_dir: pathlib.Path, scores: Scores) -> None:
 
 
 def decide(
-    candidate: Scores, published_dir: pathlib.Path | None, *, mode: str
+    candidate: Scores,
+    published_dir: pathlib.Path | None,
+    *,
+    mode: str,
+    scores_path: pathlib.Path | None = None,
 ) -> Decision:
     """Compares the candidate with the published version.
 
@@ -63,6 +67,8 @@ def decide(
       candidate: Scores of the candidate.
       published_dir: The newest published version, or None.
       mode: "noise" or "off".
+      scores_path: Scores to compare with instead of those the version keeps: of an
+        earlier model on the candidate's rows, where these are new every day.
 
     Raises:
       GateError: When a cell fell by more than `NOISE_FACTOR` standard errors, or the
@@ -73,11 +79,11 @@ def decide(
     if published_dir is None:
         return Decision(None, "first version, nothing to compare with", {})
     version = int(published_dir.name)
-    path = published_dir / "assets.extra" / SCORES_FILE
+    path = scores_path or published_dir / "assets.extra" / SCORES_FILE
     if not path.exists():
         raise GateError(
-            f"gate: the published version {version} must hold {SCORES_FILE}; "
-            f"{published_dir} does not. Publish once with --gate off."
+            f"gate: the scores of the published version {version} must be there; "
+            f"there is no {path}. Publish once with --gate off."
         )
     try:
         published = Scores.load(path)

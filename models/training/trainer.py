@@ -171,6 +171,11 @@ class Trainer:
 
         taken = warm_start.warm_start(self.method, self.dataset, self.config.init_from)
         taken.save(self.workdir)
+        # What the earlier model is worth on these rows: a publish gate compares it.
+        scores = self._scorer.score(
+            self.dataset, "test", batch_size=self.config.eval_batch_size
+        )
+        scores.save(scores_path(self.workdir, warm_start.SCORES_BEFORE))
         _log.info(
             "goes on from %s: %d variables, grown tables %s, new %s",
             taken.workdir,

@@ -19,6 +19,7 @@ from models.training import workdir as workdir_lib
 from models.training.checkpoint import Checkpoints, RunState
 
 REPORT_FILE = "warm_start.json"
+SCORES_BEFORE = "test_before"  # of the earlier model on the new test rows
 
 
 class WarmStartError(ValueError):

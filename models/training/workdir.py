@@ -121,7 +121,10 @@ def claim(workdir: pathlib.Path, values: Mapping[str, Any]) -> bool:
         f"{key.removeprefix('run.')}: {old.get(key, '(unset)')!r} there, "
         f"{new.get(key, '(unset)')!r} asked"
         for key in sorted(old.keys() | new.keys())
-        if key.split(".")[1] not in FREE_KEYS and old.get(key) != new.get(key)
+        if key.split(".")[1] not in FREE_KEYS
+        and old.get(key) != new.get(key)
+        # A key that came after that run was begun, and is off in this one.
+        and (key in old or new[key])
     ]
     if differing:
         raise WorkdirError(
