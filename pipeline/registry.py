@@ -6,6 +6,7 @@ from typing import Any
 from features.config import lookup_error
 
 JOBS = {
+    "augment": "pipeline.jobs.augment:build",
     "batch_score": "pipeline.jobs.batch_score:build",
     "preprocess": "pipeline.jobs.preprocess:build",
     "select_samples": "pipeline.jobs.select_samples:build",
