@@ -12,6 +12,7 @@ METHODS = {
     "mmoe": "models.methods.mmoe:MMoE",
     "ple": "models.methods.ple:PLE",
     "shared_bottom": "models.methods.shared_bottom:SharedBottom",
+    "ssctl": "models.methods.ssctl:SSCTL",
     "star": "models.methods.star:STAR",
 }
 

@@ -90,8 +90,9 @@ class DomainRows:
 
         order = tf.argsort(self.domain, stable=True)
         by_domain = tf.gather(self.domain, order)
-        counts = tf.math.bincount(
-            self.domain, minlength=self.num_domains, maxlength=self.num_domains
+        # Not bincount: XLA does not take it where the domains are computed in the step.
+        counts = tf.math.unsorted_segment_sum(
+            tf.ones_like(self.domain), self.domain, self.num_domains
         )
         blocks = (counts + size - 1) // size
         first_row = tf.cumsum(counts, exclusive=True)

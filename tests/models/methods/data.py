@@ -41,8 +41,22 @@ SMALL = {
         "tower_units": (8,),
     },
     "shared_bottom": {"hidden_units": (16, 8), "tower_units": (8,)},
+    "ssctl": {
+        "dominant_domains": ("d0",),
+        "num_shared_experts": 2,
+        "expert_units": (16, 8),
+        "gate_units": (8,),
+        "tower_units": (8,),
+        "classifier_units": (16,),
+        "sddn_units": 8,
+        "dropout": 0.0,
+    },
     "star": {"hidden_units": (16, 8), "auxiliary_units": (8,)},
 }
+
+
+# Least number of domains a method is made for, and its settings below that.
+FEW_DOMAINS = {"ssctl": (3, {"use_isct": False, "use_sddn": False})}
 
 
 def make_schema(num_domains=3, num_tasks=2):
@@ -94,6 +108,9 @@ def make_method(name, schema, *, seed=1, **settings):
     keras.utils.set_random_seed(seed)
     cls = registry.method_class(name)
     config = {"optimizer": FAST, "embedding_stddev": 0.1} | SMALL.get(name, {})
+    least, below = FEW_DOMAINS.get(name, (0, {}))
+    if schema.num_domains < least:
+        config |= below
     known = cls.Config.model_fields
     config = {k: v for k, v in config.items() if k in known} | settings
     return cls(cls.Config.parse(config), schema)
