@@ -7,6 +7,7 @@ from models.method import Method
 
 METHODS = {
     "aread": "models.methods.aread:AREAD",
+    "cctl": "models.methods.cctl:CCTL",
     "m3oe": "models.methods.m3oe:M3oE",
     "mlp": "models.methods.mlp:MLP",
     "mmoe": "models.methods.mmoe:MMoE",

@@ -25,6 +25,11 @@ SMALL = {
         "candidate_steps": 2,
         "score_batches": 2,
     },
+    "cctl": {
+        "target_domain": "d0",
+        "hidden_units": (16, 8),
+        "selector_units": (8,),
+    },
     "m3oe": {
         "star_units": 16,
         "hidden_units": 12,
