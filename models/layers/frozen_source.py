@@ -1,0 +1,144 @@
+"""`FrozenSource`: a trained model that another one learns from."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+
+import tensorflow as tf
+import tf_keras as keras
+
+from features.schema import FeatureInfo, ModelSchema
+from models.layers.target_model import Representation, TargetModel
+
+_log = logging.getLogger(__name__)
+
+
+class FrozenSource:
+    """Gives the representations of a `TargetModel`; nothing in it ever changes.
+
+    Called without training mode and behind a stopped gradient.  It is no Keras or
+    TensorFlow object, so that whoever holds it neither trains, nor saves, nor exports
+    its weights.
+
+    Attributes:
+      model: The model.
+    """
+
+    def __init__(self, model: keras.Model, schema: ModelSchema):
+        """Checks that the model can read rows of `schema`.
+
+        Args:
+          model: A built `TargetModel`.
+          schema: Of the model that learns.
+
+        Raises:
+          TypeError: For another kind of model.
+          ValueError: When an input or a domain differs.
+        """
+        if not isinstance(model, TargetModel):
+            raise TypeError(
+                "the source model must be that of a run of eta or din; got "
+                f"{type(model).__name__}. Train one of these on all domains."
+            )
+        _check_inputs(model.schema, schema)
+        self.model = model
+        self._domains = [model.schema.domains.index(name) for name in schema.domains]
+
+    def represent(self, features: Mapping[str, tf.Tensor]) -> Representation:
+        """Returns the source's representation of rows of the other model's schema."""
+        domains = tf.constant(self._domains, tf.int32)
+        known = tf.clip_by_value(features["domain"], 0, len(self._domains) - 1)
+        own = {info.name: features[info.name] for info in _inputs(self.model.schema)}
+        own["domain"] = tf.gather(domains, known)
+        return tf.nest.map_structure(tf.stop_gradient, self.model.represent(own))
+
+    @property
+    def version(self) -> str:
+        """A hash of all weights: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for variable in self.model.variables:
+            digest.update(variable.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def copy_to(self, target: TargetModel) -> None:
+        """Starts the other model from the source's weights.
+
+        Raises:
+          ValueError: When their shapes are not the same.
+        """
+        pairs = list(zip(self.model.variables, target.variables, strict=False))
+        shapes = [[tuple(v.shape) for v in m.variables] for m in (self.model, target)]
+        if shapes[0] != shapes[1]:
+            differing = [
+                f"{b.name} {tuple(a.shape)} against {tuple(b.shape)}"
+                for a, b in pairs
+                if a.shape != b.shape
+            ]
+            raise ValueError(
+                "warm_start_from_source needs a source model of the same shapes; got "
+                f"{', '.join(differing[:3]) or 'another number of variables'}. Train "
+                "it with the same sizes and domains, or turn the warm start off."
+            )
+        for own, other in pairs:
+            other.assign(own)
+
+
+class SourceVersions(tf.train.experimental.PythonState):
+    """Versions of the source that a run has learnt from, kept in its checkpoints.
+
+    A run that goes on with another source than before adds its version, and says so.
+
+    Attributes:
+      versions: Oldest first; the last is the present one.
+    """
+
+    def __init__(self, version: str | None):
+        self.present = version
+        self.versions = [] if version is None else [version]
+
+    def serialize(self) -> str:
+        """Returns JSON."""
+        return json.dumps(self.versions)
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Takes the versions of a checkpoint; the present one goes last."""
+        self.versions = json.loads(string_value)
+        if self.present is None or self.versions[-1:] == [self.present]:
+            return
+        if self.versions:
+            _log.warning(
+                "the source model has changed: %s until now, %s from here on",
+                *(self.versions[-1], self.present),
+            )
+        self.versions.append(self.present)
+
+
+def _inputs(schema: ModelSchema) -> list[FeatureInfo]:
+    return [f for f in schema.features if f.role != "domain"]
+
+
+def _check_inputs(source: ModelSchema, schema: ModelSchema) -> None:
+    unknown = [name for name in schema.domains if name not in source.domains]
+    if unknown:
+        raise ValueError(
+            f"the source model must know every domain of the run; it has not seen "
+            f"{', '.join(unknown)}. Train it on all domains."
+        )
+    own = {f.name: f for f in _inputs(schema)}
+    for theirs in _inputs(source):
+        ours = own.get(theirs.name)
+        if ours is None or (ours.kind, ours.length) != (theirs.kind, theirs.length):
+            raise ValueError(
+                f"the source model reads {theirs.name!r} as {theirs.kind} of length "
+                f"{theirs.length}; this data set has "
+                f"{f'{ours.kind} of length {ours.length}' if ours else 'none'}. Use a "
+                "source trained on a data set of the same spec."
+            )
+        if ours.num_ids != theirs.num_ids:
+            _log.warning(
+                "%s: the source model's table has %d ids, this data set's %d; ids past "
+                "the smaller are unknown to it, which is right only if one vocabulary "
+                "continues the other",
+                *(theirs.name, theirs.num_ids, ours.num_ids),
+            )

@@ -1,0 +1,208 @@
+"""ECAT: selected source rows and a source model's representations for a target."""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from features.schema import ModelSchema
+from models import losses, method
+from models.ecat import terms
+from models.ecat.config import ECATConfig, check_features, source_domains
+from models.ecat.model import ECATModel
+from models.layers.adaptive_model import Forward
+from models.layers.frozen_source import FrozenSource, SourceVersions
+from models.layers.target_model import TargetModel
+from models.method import MAIN, Batches, Method, Metrics, Stream
+from tfrecords_tools.batch import Batch
+
+
+class ECAT(Method):
+    """Entire space continual and adaptive transfer.
+
+    Source: Hou et al., SIGIR 2024 (ECAT), Eq. (1) and (2), sections 2.3 and 2.4.
+    Differs: the gate reads target-side inputs only (`gate_uses_source` adds e_s, which
+    cannot be served); the entropy in it is that of a small head (`base_pass`: of T
+    itself without fusion); target rows have weight 1 and source rows that look more
+    like the target than not too (`w_da: entropy` is the paper's); the discriminator's
+    loss counts both classes the same; nothing of either loss goes through the adapter
+    into T; rows without items in S or T are left out of the distillation; w_pow is
+    (1 + cos(e_t, e_s)) / 2, of which the paper says only that it is a cosine.
+
+    Args:
+      config: Its config.
+      schema: Inputs, domains and tasks; the target and the sources are domains.
+      source: S itself; default: the model of `source_workdir`.
+    """
+
+    Config = ECATConfig
+    config: ECATConfig
+    model: ECATModel
+
+    def __init__(
+        self,
+        config: ECATConfig,
+        schema: ModelSchema,
+        source: keras.Model | None = None,
+    ):
+        self._sources = source_domains(config, schema)
+        check_features(config, schema)
+        if source is None and config.needs_source and not config.source_workdir:
+            raise ValueError(
+                "ecat.source_workdir must name a finished run of eta or din, the "
+                "source model; got none. Train one on all domains, or set "
+                "use_distillation: false."
+            )
+        given = source is not None and config.needs_source
+        self._source = FrozenSource(source, schema) if given else None
+        super().__init__(config, schema)
+
+    def build_model(self) -> ECATModel:
+        """Returns the model, its target part built before S is read.
+
+        So T starts from the same weights with and without a source model.
+        """
+        use_da = self.config.use_da and bool(self._sources)
+        model = ECATModel(self.config, self.schema, use_da=use_da)
+        target = model.served.target
+        method.build(target, self.schema)
+        self._source = self._source or self._open_source()
+        version = None if self._source is None else self._source.version
+        self._versions = SourceVersions(version)
+        if self._source is not None:
+            self._check_widths(target, self._source)
+            if self.config.warm_start_from_source:
+                self._source.copy_to(target)
+            if self.config.gate_uses_source:
+                model.served.source = self._source.represent
+        if use_da:
+            parts = target.represent(method.example_features(self.schema))
+            model.discriminate(parts)
+        return model
+
+    def _open_source(self) -> FrozenSource | None:
+        """Returns S, or None where it is not needed or not there to be read.
+
+        A trained run scores and exports without S; see `streams` for training.
+        """
+        if not self.config.needs_source:
+            return None
+        # Here, since models.training opens runs of any method, this one too.
+        from models.training import source
+
+        if source.exists(self.config.source_workdir):
+            model = source.load_model(self.config.source_workdir)
+            return FrozenSource(model, self.schema)
+        if self.config.gate_uses_source:
+            raise self._missing_source()
+        return None
+
+    def _missing_source(self) -> ValueError:
+        return ValueError(
+            "ecat.source_workdir must be the folder of a finished run; there is none "
+            f"in {self.config.source_workdir!r}. Bring it back, or start from its path."
+        )
+
+    def _check_widths(self, target: TargetModel, source: FrozenSource) -> None:
+        """Compares tapped layers of S and T, which a cosine is taken of."""
+        example = method.example_features(self.schema)
+        own, theirs = target.represent(example), source.represent(example)
+        for tap in self.config.taps:
+            widths = [getattr(parts, tap).shape[1] for parts in (own, theirs)]
+            if widths[0] != widths[1]:
+                raise ValueError(
+                    f"ecat.taps: layer {tap!r} must be as wide in the source model as "
+                    f"in the target's; got {widths[1]} and {widths[0]}. Give both the "
+                    "same sizes."
+                )
+
+    def streams(self) -> dict[str, Stream]:
+        """Returns stream `main` of target rows and `gst` of source rows.
+
+        Raises:
+          ValueError: When the source model that training needs is not there.
+        """
+        if self.config.needs_source and self._source is None:
+            raise self._missing_source()
+        streams = {MAIN: Stream(domains=(self.config.target_domain,))}
+        if self._sources:
+            streams[terms.GST] = Stream(
+                domains=self._sources,
+                batch_share=self.config.gst_share,
+                path=self.config.gst_path,
+            )
+        return streams
+
+    def serving_domains(self) -> tuple[str, ...]:
+        """Returns the target."""
+        return (self.config.target_domain,)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Returns the versions of the source model."""
+        return {"source_versions": self._versions} if self.config.needs_source else {}
+
+    def serving_variables(self) -> list[tf.Variable]:
+        """Returns those of T, adapters, gates and entropy head.
+
+        Raises:
+          ValueError: With `gate_uses_source`: S would have to serve too.
+        """
+        if self.config.gate_uses_source:
+            raise ValueError(
+                "ecat.gate_uses_source must be false in what is exported: the gate "
+                "would need the source model for every request. Train again without "
+                "it; scores offline (models.evaluate) are possible as it is."
+            )
+        return list(self.serving_model().variables)
+
+    def serving_model(self) -> keras.Model:
+        """Returns T with its adapters."""
+        return self.model.served
+
+    # ---------------------------------------------------------------- the losses
+
+    def loss(self, batches: Batches) -> tuple[tf.Tensor, Metrics]:
+        """Returns `w_da L_y + alpha w_pow L_di + beta L_da`, Eq. (2), and its parts.
+
+        The scalar `loss` is L_y, weighted as it is trained.
+        """
+        batch, is_target = terms.join(batches)
+        features = {**batch.features, "valid": batch.valid}
+        forward = self.model.served.forward(features, training=True)
+        weights, parts, metrics = self._adaptation(forward, batch, is_target)
+        values = losses.bce(forward.logits, batch.labels)
+        loss = self._mean_loss(weights[:, tf.newaxis] * values, batch)
+        total = loss + self.config.beta * parts.get("domain_loss", 0.0)
+        if forward.guess is not None:
+            guess = losses.bce(forward.guess, batch.labels)
+            parts["entropy_loss"] = self._mean_loss(guess, batch)
+            total += parts["entropy_loss"]
+        if self.config.use_distillation:
+            if self._source is None:
+                raise self._missing_source()
+            source = self._source.represent(batch.features)
+            parts["distillation_loss"], more = terms.distillation(
+                forward, source, batch.weight, self.config
+            )
+            metrics |= more
+            total += self.config.alpha * parts["distillation_loss"]
+        for tap, gate in forward.gates.items():
+            metrics[f"gate_{tap}"] = terms.mean(gate[:, 0], batch.weight)
+        return total, {"loss": loss, "total_loss": total, **parts, **metrics}
+
+    def _mean_loss(self, values: tf.Tensor, batch: Batch) -> tf.Tensor:
+        return losses.task_mean(
+            values, batch, self.config.loss, num_domains=self.schema.num_domains
+        )
+
+    def _adaptation(
+        self, forward: Forward, batch: Batch, is_target: tf.Tensor
+    ) -> tuple[tf.Tensor, Metrics, Metrics]:
+        """Returns w_da [B], the discriminator's loss, and scalars."""
+        if self.model.discriminator is None:
+            return tf.ones_like(batch.weight), {}, {}
+        logits = self.model.discriminate(forward.parts)
+        loss = terms.balanced_loss(logits, is_target, batch.weight)
+        weights = terms.domain_weights(logits, is_target, self.config.w_da)
+        mean = terms.mean(weights, batch.weight * (1.0 - is_target))
+        return weights, {"domain_loss": loss}, {"w_da": mean}
