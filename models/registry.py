@@ -8,6 +8,9 @@ from models.method import Method
 METHODS = {
     "aread": "models.methods.aread:AREAD",
     "cctl": "models.methods.cctl:CCTL",
+    "din": "models.methods.din:DIN",
+    "ecat": "models.methods.ecat:ECAT",
+    "eta": "models.methods.eta:ETA",
     "m3oe": "models.methods.m3oe:M3oE",
     "mlp": "models.methods.mlp:MLP",
     "mmoe": "models.methods.mmoe:MMoE",

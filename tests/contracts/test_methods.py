@@ -11,7 +11,7 @@ from models import registry  # isort: skip
 from tests.models.methods import data  # isort: skip
 
 NAMES = sorted(registry.METHODS)
-SHARE_EVERYTHING = {"cctl", "mlp"}
+SHARE_EVERYTHING = {"cctl", "din", "ecat", "eta", "mlp"}
 # Optimiser groups that the loss must not reach.
 NOT_BY_LOSS = {"cctl": ("selector",)}  # learns from the reward
 

@@ -13,6 +13,14 @@ FAST = {
     "embedding": {"kind": "lazy_adam", "learning_rate": 0.03},
     "dense": {"learning_rate": 0.01},
 }
+_ETA = {
+    "hidden_units": (16, 8),
+    "num_heads": 2,
+    "head_units": 4,
+    "short_length": 2,
+    "top_k": 3,
+    "hash_bits": 8,
+}
 SMALL = {
     "aread": {
         "num_base_experts": 2,
@@ -30,6 +38,15 @@ SMALL = {
         "hidden_units": (16, 8),
         "selector_units": (8,),
     },
+    "din": {"hidden_units": (16, 8), "attention_units": (8, 4)},
+    "ecat": {
+        **_ETA,
+        "target_domain": "d0",
+        "discriminator_units": (16,),
+        "gate_units": (8,),
+        "use_distillation": False,
+    },
+    "eta": _ETA,
     "m3oe": {
         "star_units": 16,
         "hidden_units": 12,
@@ -58,7 +75,6 @@ SMALL = {
     },
     "star": {"hidden_units": (16, 8), "auxiliary_units": (8,)},
 }
-
 
 # Least number of domains a method is made for, and its settings below that.
 FEW_DOMAINS = {"ssctl": (3, {"use_isct": False, "use_sddn": False})}
