@@ -41,6 +41,10 @@ class Entry(Config):
     method_config: dict[str, Any] = {}
     run: dict[str, Any] = Field({}, description="RunConfig keys that differ")
     search: dict[str, "Choice"] = Field({}, description="further keys to search")
+    source: str = Field(
+        "",
+        description="entry whose run of the same seed is method_config.source_workdir",
+    )
 
 
 class Job(Config):
@@ -102,10 +106,26 @@ class Experiment(Config):
                     f"{field} must be an entry; got {label!r}."
                     + nearest(label, self.entries)
                 )
+        for label, entry in self.entries.items():
+            if not entry.source:
+                continue
+            source = self.entries.get(entry.source)
+            if source is None or source.source or source.form != "mdmt":
+                raise ValueError(
+                    f"entries.{label}.source must be an entry of one model without a "
+                    f"source of its own; got {entry.source!r}."
+                    + nearest(entry.source, self.entries)
+                )
         return self
 
-    def run_config(self, label: str, data_dir: str, seed: int) -> RunConfig:
-        """Returns the run of an entry with a seed."""
+    def run_config(
+        self,
+        label: str,
+        data_dir: str,
+        seed: int,
+        workdir: str | pathlib.Path = "runs",
+    ) -> RunConfig:
+        """Returns the run of an entry with a seed; `workdir` is the comparison's."""
         entry = self.entries[label]
         values = {
             **self.base,
@@ -117,6 +137,9 @@ class Experiment(Config):
         }
         common = self.base.get("method_config", {})
         values["method_config"] = _merged(common, entry.method_config)
+        if entry.source:
+            source = run_folder(workdir, entry.source, seed)
+            values["method_config"]["source_workdir"] = str(source)
         return RunConfig.parse(values, where=f"entry {label}")
 
     def with_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> "Experiment":
@@ -133,6 +156,11 @@ class Experiment(Config):
                 values = _merged(values, own)
             entries[label] = entry.model_copy(update=values)
         return self.model_copy(update={"entries": entries})
+
+
+def run_folder(workdir: str | pathlib.Path, label: str, seed: int) -> pathlib.Path:
+    """Returns the workdir of an entry's run with a seed."""
+    return pathlib.Path(workdir) / label / f"seed{seed}"
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

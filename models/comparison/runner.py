@@ -1,5 +1,6 @@
 """Runs the entries of an experiment over seeds; finished runs are found again."""
 
+import math
 import os
 import pathlib
 import queue
@@ -14,7 +15,7 @@ import yaml
 from absl import logging
 
 from features.config import lookup_error
-from models.comparison.experiment import Experiment
+from models.comparison.experiment import Experiment, run_folder
 from models.training.config import RunConfig
 from models.training.result import Result, is_finished
 from models.training.trainer import train
@@ -56,16 +57,22 @@ def run_entries(
         if label not in experiment.entries:
             raise lookup_error("entries", label, experiment.entries)
     folders = {
-        (label, seed): pathlib.Path(workdir) / label / f"seed{seed}"
+        (label, seed): run_folder(workdir, label, seed)
         for seed in range(seeds)
         for label in experiment.entries
     }
-    todo = [
-        (experiment.run_config(label, data_dir, seed), folders[label, seed])
-        for label, seed in folders
-        if not labels or label in labels
-    ]
-    run_all(todo, workers=workers, time_limit_secs=time_limit_secs)
+    deadline = time.monotonic() + (time_limit_secs or math.inf)
+    # Source models first: other runs read them.
+    for needs_source in (False, True):
+        todo = [
+            (experiment.run_config(label, data_dir, seed, workdir), folder)
+            for (label, seed), folder in folders.items()
+            if (not labels or label in labels)
+            and bool(experiment.entries[label].source) is needs_source
+        ]
+        left = deadline - time.monotonic()
+        limit = None if math.isinf(left) else max(left, 1e-9)
+        run_all(todo, workers=workers, time_limit_secs=limit)
     results: dict[str, list[Result]] = {}
     for (label, _), folder in folders.items():
         if is_finished(folder):

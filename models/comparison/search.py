@@ -16,6 +16,7 @@ from typing import Any
 from models.comparison import runner
 from models.comparison.experiment import Choice, Experiment, Range
 from models.training import measure
+from models.training.config import RunConfig
 from models.training.result import Result, is_finished
 
 FOLDER = "search"
@@ -64,6 +65,20 @@ def search(
             f"entry in the experiment; got {trials} and spaces for "
             f"{[label for label, space in spaces.items() if space]}."
         )
+    folder = pathlib.Path(workdir) / FOLDER
+
+    def run(label: str, settings: Mapping[str, Any]) -> tuple[RunConfig, pathlib.Path]:
+        made = experiment.with_settings({label: settings})
+        config = made.run_config(label, data_dir, SEED)
+        source = experiment.entries[label].source
+        if source:  # as it is written: the source's own search must not move it
+            at = str(folder / source / _name({}))
+            values = {**config.method_config, "source_workdir": at}
+            config = config.model_copy(update={"method_config": values})
+        return config, folder / label / _name(settings)
+
+    sources = sorted({experiment.entries[label].source for label in spaces} - {""})
+    runner.run_all([run(source, {}) for source in sources], workers=workers)
     studies = {label: _Study(space) for label, space in spaces.items()}
     deadline = time.monotonic() + (time_limit_secs or math.inf)
     for number in range(trials):
@@ -71,23 +86,15 @@ def search(
         if left <= 0:
             break
         asked = {label: study.ask(number) for label, study in studies.items()}
-        runs = {
-            label: (
-                experiment.with_settings({label: settings}).run_config(
-                    label, data_dir, SEED
-                ),
-                pathlib.Path(workdir) / FOLDER / label / _name(settings),
-            )
-            for label, settings in asked.items()
-        }
+        runs = {label: run(label, settings) for label, settings in asked.items()}
         runner.run_all(
             list(runs.values()),
             workers=workers,
             time_limit_secs=None if math.isinf(left) else left,
         )
-        for label, (config, folder) in runs.items():
-            if is_finished(folder):
-                value = Result.load(folder).best_metric
+        for label, (config, at) in runs.items():
+            if is_finished(at):
+                value = Result.load(at).best_metric
                 studies[label].tell(asked[label], value, config.metric)
     return {label: study.best for label, study in studies.items() if study.best}
 

@@ -165,6 +165,38 @@ def test_report_is_one_file_with_table_and_curves(done):
     assert len(report.history_paths(folder / "big" / "seed0")) == 1
 
 
+def test_a_source_is_trained_before_the_entries_that_read_it(
+    tmp_path, data_dir, monkeypatch
+):
+    entries = {
+        "reader": {"method": "ecat", "source": "big"},
+        "big": {"method": "eta"},
+    }
+    made = make(entries=entries, main="reader", target_only=None)
+    started = []
+    monkeypatch.setattr(
+        runner, "run_all", lambda runs, **_: started.append([f for _, f in runs])
+    )
+    runner.run_entries(made, data_dir, tmp_path, seeds=2)
+    both = [
+        [tmp_path / name / f"seed{i}" for i in (0, 1)] for name in ("big", "reader")
+    ]
+    assert started == both
+    config = made.run_config("reader", data_dir, 1, tmp_path)
+    source = config.method_config["source_workdir"]
+    assert source == str(tmp_path / "big" / "seed1")
+
+
+@pytest.mark.parametrize("source", ["bigg", "reader"])
+def test_a_source_must_be_a_run_of_its_own(source):
+    entries = {
+        "reader": {"method": "ecat", "source": source},
+        "big": {"method": "eta"},
+    }
+    with pytest.raises(ValueError, match="entries.reader.source must be an entry"):
+        make(entries=entries, main="reader", target_only=None)
+
+
 def test_no_run_begins_past_the_time_limit(data_dir, tmp_path):
     summary = compare.compare(make(), data_dir, tmp_path, seeds=1, time_limit_secs=1e-9)
     assert summary["entries"] == {}

@@ -35,7 +35,7 @@ def runs(monkeypatch):
     """Runs that take no time: the best batch is 64, the best learning rate 0.01."""
     done = {}
 
-    def run_all(runs, *, workers, time_limit_secs):
+    def run_all(runs, *, workers, time_limit_secs=None):
         for config, folder in runs:
             if folder in done:
                 continue
@@ -104,6 +104,20 @@ def test_settings_of_an_entry_have_keys_of_their_own(runs, tmp_path):
     }
     assert shapes <= {(8,), (4, 2)}
     assert shapes
+
+
+def test_a_source_is_run_as_written_for_the_search_of_its_readers(runs, tmp_path):
+    entries = {
+        "a": {"method": "ecat", "source": "b"},
+        "b": {"method": "eta"},
+    }
+    search.search(make(entries=entries), "data", tmp_path, trials=3, labels=("a",))
+    written = tmp_path / "search" / "b" / "as_written"
+    assert next(iter(runs)) == written
+    readers = [config for f, (config, _) in runs.items() if f.parent.name == "a"]
+    assert len(readers) == 3
+    for config in readers:
+        assert config.method_config["source_workdir"] == str(written)
 
 
 def test_an_experiment_without_a_space_is_refused(tmp_path):
