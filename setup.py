@@ -70,6 +70,9 @@ setup(
     entry_points={
         "console_scripts": [
             "isthmus-preprocess=pipeline.preprocess:main",
+            "isthmus-select-samples=pipeline.select_samples:main",
+            "isthmus-augment=pipeline.augment:main",
+            "isthmus-continual=pipeline.continual:main",
             "isthmus-batch-score=pipeline.batch_score:main",
             "isthmus-train=models.train:main",
             "isthmus-evaluate=models.evaluate:main",
