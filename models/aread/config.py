@@ -34,7 +34,7 @@ class SearchConfig(MethodConfig):
     prune_rank: Literal["fan_in", "gate"] = "fan_in"
     search_schedule: Literal["constant", "authors"] = "constant"
     search_batch_share: float = Field(
-        1.0, gt=0, description="rows of a search batch as a share of batch_size"
+        0.25, gt=0, description="rows of a search batch as a share of batch_size"
     )
     augmented_path: str = Field("", description="below the data folder; '' = train")
     gate_momentum: float = Field(0.99, ge=0, lt=1, description="of mean gates")
