@@ -51,6 +51,7 @@ class ECATConfig(
     alpha: float = Field(0.1, ge=0)
     use_intensity: bool = True
     w_pow: Literal["compat", "novelty", "entropy"] = "compat"
+    audit_feature: str = Field("", description="id feature to audit weights by, too")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "ECATConfig":

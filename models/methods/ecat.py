@@ -1,12 +1,13 @@
 """ECAT: selected source rows and a source model's representations for a target."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
 from features.schema import ModelSchema
-from models import losses, method
+from models import audit, losses, method
 from models.ecat import terms
 from models.ecat.config import ECATConfig, check_features, source_domains
 from models.ecat.model import ECATModel
@@ -55,6 +56,7 @@ class ECAT(Method):
             )
         given = source is not None and config.needs_source
         self._source = FrozenSource(source, schema) if given else None
+        self._audits = _make_audits(config, schema, self._sources)
         super().__init__(config, schema)
 
     def build_model(self) -> ECATModel:
@@ -138,8 +140,26 @@ class ECAT(Method):
         return (self.config.target_domain,)
 
     def extra_state(self) -> dict[str, Any]:
-        """Returns the versions of the source model."""
-        return {"source_versions": self._versions} if self.config.needs_source else {}
+        """Returns the versions of the source model, and the audits."""
+        state: dict[str, Any] = {f"audit_{k}": v for k, v in self._audits.items()}
+        if self.config.needs_source:
+            state["source_versions"] = self._versions
+        return state
+
+    def scalars(self) -> Mapping[str, float]:
+        """Returns means since the start, as `w_da/<domain>` and `gate_<tap>/<domain>`.
+
+        w_da is of source rows; a gate is of target rows too.
+        """
+        return {
+            f"{name}/{domain}": mean
+            for name, kept in self._audits.items()
+            for domain, mean in kept.means().items()
+        }
+
+    def audit_tables(self) -> dict[str, audit.WeightAudit]:
+        """Returns the audits: `w_da`, and `gate_<tap>` of each tap."""
+        return dict(self._audits)
 
     def serving_variables(self) -> list[tf.Variable]:
         """Returns those of T, adapters, gates and entropy head.
@@ -188,6 +208,7 @@ class ECAT(Method):
             total += self.config.alpha * parts["distillation_loss"]
         for tap, gate in forward.gates.items():
             metrics[f"gate_{tap}"] = terms.mean(gate[:, 0], batch.weight)
+            self._note(f"gate_{tap}", gate[:, 0], batch, batch.valid)
         return total, {"loss": loss, "total_loss": total, **parts, **metrics}
 
     def _mean_loss(self, values: tf.Tensor, batch: Batch) -> tf.Tensor:
@@ -205,4 +226,27 @@ class ECAT(Method):
         loss = terms.balanced_loss(logits, is_target, batch.weight)
         weights = terms.domain_weights(logits, is_target, self.config.w_da)
         mean = terms.mean(weights, batch.weight * (1.0 - is_target))
+        self._note("w_da", weights, batch, batch.valid & (is_target == 0))
         return weights, {"domain_loss": loss}, {"w_da": mean}
+
+    def _note(
+        self, name: str, values: tf.Tensor, batch: Batch, rows: tf.Tensor
+    ) -> None:
+        """Takes these rows into an audit, if it is kept."""
+        if name in self._audits:
+            feature = batch.features.get(self.config.audit_feature)
+            counted = tf.cast(rows, tf.float32)
+            self._audits[name].add(values, batch.domain, counted, feature)
+
+
+def _make_audits(
+    config: ECATConfig, schema: ModelSchema, sources: tuple[str, ...]
+) -> dict[str, audit.WeightAudit]:
+    """Returns what keeps the mean w_da and gates by domain."""
+    values = audit.num_values("ecat", config.audit_feature, schema.features)
+    audits = {}
+    if config.use_da and sources:
+        audits["w_da"] = audit.WeightAudit(schema.domains, values)
+    for tap in config.taps if config.use_gate else ():
+        audits[f"gate_{tap}"] = audit.WeightAudit(schema.domains, values)
+    return audits

@@ -18,14 +18,15 @@ from models.methods.ecat import ECAT, ECATConfig  # isort: skip
 from models.training.evaluate import Scorer  # isort: skip
 from tests.models.methods import data  # isort: skip
 from tests.models.methods.ecat_data import (  # isort: skip
-    sigmoid,
-    entropy,
-    source_model,
+    GST,
     ecat,
+    entropy,
     feed,
     forward,
+    set_discriminator,
     shut_gates,
-    GST,
+    sigmoid,
+    source_model,
 )
 
 
@@ -204,7 +205,31 @@ def test_switches_of_the_ablations():
     assert "domain_loss" not in metrics
     method = ecat(use_distillation=False)
     assert method._source is None
-    assert method.extra_state() == {}
+    assert "source_versions" not in method.extra_state()
+
+
+def test_weights_and_gates_are_audited_by_domain():
+    method = ecat(use_distillation=False, audit_feature="item")
+    set_discriminator(method, -2.0)  # q = 0.119 of every row
+    batches = feed(method.schema)
+    for _ in range(2):
+        method.loss(batches)
+    expected = entropy(sigmoid(-2.0))
+    scalars = method.scalars()
+    assert scalars["w_da/d1"] == pytest.approx(expected, rel=1e-5)
+    assert scalars["w_da/d2"] == pytest.approx(expected, rel=1e-5)
+    assert "w_da/d0" not in scalars  # target rows are not weighed
+    out, batch, _ = forward(method, batches)
+    gates = out.gates["sequence"].numpy()[batch.domain.numpy() == 2]
+    assert scalars["gate_sequence/d2"] == pytest.approx(gates.mean(), rel=1e-5)
+    lines = method.audit_tables()["w_da"].table()
+    assert [line["rows"] for line in lines[:3]] == [0, 12, 12]
+    items = set(batches[GST].features["item"].numpy().tolist())
+    assert {line["value"] for line in lines[3:]} == items
+    saved = set(method.extra_state())
+    assert saved == {"audit_w_da", "audit_gate_sequence"}
+    with pytest.raises(LookupError, match=r"ecat.audit_feature must be one of"):
+        ecat(use_distillation=False, audit_feature="price")
 
 
 def test_entropy_of_the_base_pass_is_that_of_the_unfused_prediction():
