@@ -307,3 +307,28 @@ def test_dropout_is_on_in_training_only():
 def test_values_of_masks_start_as_ones():
     for values in values_of(aread().model.hierarchy.masks):
         assert (values == 1.0).all()
+
+
+def test_two_replicas_train_the_hierarchy_as_one_device(two_replicas):
+    """Without masks, since searches want one device; mean gates stay the same too."""
+    one = aread(use_masks=False)
+    batch = data.make_batch(one.schema, 16, domain=[0] * 8 + [1] * 8)
+    with two_replicas.scope():
+        both = aread(use_masks=False)
+
+    def half():
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group
+        part = tf.nest.map_structure(lambda x: x[8 * index : 8 * index + 8], batch)
+        return both.train_step({MAIN: part})["loss"]
+
+    run = tf.function(lambda: two_replicas.run(half), autograph=False)
+    for _ in range(2):
+        loss = two_replicas.reduce("SUM", run(), axis=None)
+        expected = one.train_step({MAIN: batch})["loss"]
+        assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+    # Replica 0 has rows of domain 0 only; the means are of all replicas' rows.
+    assert both.search_state.steps.numpy().tolist() == [2, 2, 0]
+    for mine, theirs in zip(
+        both.search_state.means, one.search_state.means, strict=True
+    ):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-5)

@@ -8,6 +8,7 @@ import itertools  # isort: skip
 import numpy as np  # isort: skip
 import pytest  # isort: skip
 import tensorflow as tf  # isort: skip
+import tf_keras as keras  # isort: skip
 
 from models.aread import masks as masks_lib  # isort: skip
 from models.aread.config import Plan  # isort: skip
@@ -361,3 +362,15 @@ def test_average_of_a_candidates_active_outputs_is_what_scores():
     bag = hierarchy_math.bagging(outputs, active, tf.constant([[1.0]]), "mean")
     assert float(average[0, 0]) == pytest.approx(0.0, abs=1e-6)
     assert float(bag[0, 0]) > 2.0
+
+
+def test_search_of_a_bfloat16_model_trains_its_copies_in_float32():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        method = aread(candidate_steps=1)
+        method.search(Rows(method.schema, empty={"score/d1", "score/d2"}))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    copies = method.mask_search.trial.start(0, 2)
+    assert {v.dtype for v in copies.weights.values()} == {tf.float32}
+    assert np.isfinite(method.mask_search.last["d0"].scores).all()
