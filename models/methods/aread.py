@@ -38,7 +38,8 @@ class AREADConfig(SearchConfig):
     gate_width: int = Field(16, ge=1, description="of domain and expert vectors")
     gate_stddev: float = Field(0.1, gt=0, description="of their start")
     norm: Literal["none", "layer"] = "layer"
-    dropout: float = Field(0.2, ge=0, lt=1, description="of all experts")
+    base_dropout: float = Field(0.0, ge=0, lt=1, description="of the MMoE's experts")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of the hierarchy's experts")
     embedding_stddev: float = Field(0.01, gt=0)
 
     @pydantic.model_validator(mode="after")
@@ -57,7 +58,7 @@ class AREADModel(DomainModel):
             config.num_base_experts,
             config.base_units,
             norm=config.norm,
-            dropout=config.dropout,
+            dropout=config.base_dropout,
         )
         self.gates = experts.Gates(1, config.num_experts[0], config.num_base_experts)
         self.hierarchy = Hierarchy(

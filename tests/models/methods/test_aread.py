@@ -296,8 +296,9 @@ def test_impossible_settings_are_refused(settings, text):
         AREADConfig.parse(settings)
 
 
-def test_dropout_is_on_in_training_only():
-    method = aread(dropout=0.5)
+@pytest.mark.parametrize("where", ["dropout", "base_dropout"])
+def test_dropout_is_on_in_training_only(where):
+    method = aread(**{where: 0.5})
     batch = data.make_batch(method.schema, 12)
     still = data.logits(method, batch)
     np.testing.assert_array_equal(data.logits(method, batch), still)
