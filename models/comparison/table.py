@@ -22,7 +22,9 @@ def summarise(
     """Returns a JSON-able summary of all finished runs.
 
     The best baseline is chosen by validation; differences are on the test split, with
-    the noise of test rows (DeLong) and of seeds.
+    the noise of test rows (DeLong) and of seeds.  Where some entries serve fewer domains
+    than others, the cells are those that all have, and `wide` is the same summary of
+    the entries that serve the most.
     """
     domains = _domains(experiment, results)
     entries = {label: _entry(runs, domains) for label, runs in results.items()}
@@ -49,13 +51,24 @@ def summarise(
         entries[experiment.main]["relaimpr"] = relaimpr(
             entries[experiment.main]["mean_auc"]["mean"], reference
         )
-    return {
+    summary = {
         "experiment": experiment.name,
         "title": experiment.title,
         "main": experiment.main,
         "entries": entries,
         "differences": differences,
     }
+    wide = _wide(results)
+    if not experiment.domains and len(wide) < len(results):
+        summary["wide"] = summarise(experiment, wide)
+    return summary
+
+
+def _wide(results: Mapping[str, Sequence[Result]]) -> dict[str, Sequence[Result]]:
+    """Returns the entries that serve the most domains."""
+    counts = {k: len(runs[0].metrics[SPLIT]["cells"]) for k, runs in results.items()}
+    most = max(counts.values(), default=0)
+    return {label: results[label] for label, count in counts.items() if count == most}
 
 
 def alarm(difference: Mapping[str, Any]) -> dict[str, list[str]]:

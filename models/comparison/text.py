@@ -8,6 +8,7 @@ import numpy as np
 # AUC x 100 by cell (domain, task) and label: published or best reachable values.
 References = Mapping[str, Sequence[float]]
 UNDEFINED = "undefined"
+WIDE = "The entries that serve all domains"
 # More cells than this stand below each other, so that a terminal shows them.
 MAX_CELLS_ACROSS = 6
 FEATURES = ("mean", "LogLoss", "rows/s", "parameters", "seeds")
@@ -38,6 +39,8 @@ def to_text(summary: Mapping[str, Any], references: References | None = None) ->
     ]
     for role, values in summary["differences"].items():
         lines += ["", *_difference(summary["main"], role, values)]
+    if "wide" in summary:
+        lines += ["", WIDE, to_text(summary["wide"])]
     return "\n".join(lines)
 
 
@@ -53,6 +56,8 @@ def to_markdown(
         first, *cells = _difference(summary["main"], role, values)
         lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
     lines += _searched(summary)
+    if "wide" in summary:
+        lines += ["", f"{WIDE}:", "", to_markdown(summary["wide"])]
     return "\n".join(lines) + "\n"
 
 

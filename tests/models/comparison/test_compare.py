@@ -138,6 +138,10 @@ def test_domains_that_an_entry_does_not_serve_are_left_out(
     for entry in summary["entries"].values():
         assert [cell["domain"] for cell in entry["cells"]] == ["d1", "d1"]
     assert summary["differences"]["best_baseline"]["cells"][0]["domain"] == "d1"
+    assert list(summary["wide"]["entries"]) == ["all"]
+    assert len(summary["wide"]["entries"]["all"]["cells"]) == 4
+    page = (tmp_path / "report.html").read_text()
+    assert "The entries that serve all domains" in page
 
 
 def test_alarm_tells_harm_from_gain_and_noise():
