@@ -26,6 +26,11 @@ SETTINGS = {
     "ple_2_levels": ("ple", {"levels": [UNITS[:2], UNITS[2:]]}),
     "star": ("star", {"hidden_units": UNITS}),
     "m3oe": ("m3oe", {}),
+    # Dropout as in the others: off.
+    "ssctl": (
+        "ssctl",
+        {"dominant_domains": ["d0"], "expert_units": UNITS, "dropout": 0.0},
+    ),
 }
 
 
