@@ -259,6 +259,33 @@ def test_step_with_a_source_compiles_and_runs_in_bfloat16():
     assert losses[-1] < losses[0]
 
 
+def test_two_replicas_train_as_one_device(two_replicas):
+    schema, weights, metrics = data.make_schema(), [], []
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        with strategy.scope():
+            method = ecat(schema)
+
+        def replica(batches, method=method, count=strategy.num_replicas_in_sync):
+            part = tf.distribute.get_replica_context().replica_id_in_sync_group
+            mine = tf.nest.map_structure(
+                lambda x: tf.reshape(x, [count, -1, *x.shape[1:]])[part], batches
+            )
+            return method.train_step(mine)
+
+        step = tf.function(
+            lambda b, s=strategy, r=replica: s.run(r, (b,)), autograph=False
+        )
+        with strategy.scope():
+            for seed in range(2):
+                given = step(feed(schema, seed=seed, empty=(1,)))
+        reduced = {k: strategy.reduce("SUM", v, axis=None) for k, v in given.items()}
+        metrics.append({k: float(v) for k, v in reduced.items()} | method.scalars())
+        weights.append([v.numpy() for v in method.model.trainable_variables])
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-4)
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-5)
+
+
 # ------------------------------------------------------------------------- refusals
 
 
