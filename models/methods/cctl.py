@@ -86,14 +86,17 @@ class CCTL(Method):
     Config = CCTLConfig
     config: CCTLConfig
     model: CompanionModel
+    # Any: there or not by the config, and their users ask.
+    reinforce: Any = None
+    audit: Any = None
+    ren: Any = None
 
     def __init__(self, config: CCTLConfig, schema: ModelSchema):
         super().__init__(config, schema)
         if SELECTOR in self.optimizers:
             self.optimizers[SELECTOR].base_learning_rate *= config.alpha
         self._make_state()
-        synced = config.serve == "synced"
-        self._serving = self.tower_model(MIXED if synced else PURE)
+        self._serving = self.tower_model(PURE if config.serve == PURE else MIXED)
         self.sync()  # the towers start as twins
 
     def build_model(self) -> CompanionModel:
@@ -123,10 +126,6 @@ class CCTL(Method):
     def _make_state(self) -> None:
         config, model = self.config, self.model
         state: dict[str, Any] = {}
-        # Any: each is there or not by the config, and its users ask.
-        self.reinforce: Any = None
-        self.audit: Any = None
-        self.ren: Any = None
         if model.selector is not None:
             state["reinforce"] = self.reinforce = WindowedReinforce(
                 model.selector.trainable_variables,
@@ -184,10 +183,8 @@ class CCTL(Method):
         return self._total(self._parts(batches))
 
     def _parts(self, batches: Batches) -> Parts:
-        has_sources = self.model.source is not None
-        return self.companion.parts(
-            batches[MAIN], batches[SOURCE] if has_sources else None
-        )
+        source = batches[SOURCE] if self.transfer.sources else None
+        return self.companion.parts(batches[MAIN], source)
 
     def _total(self, parts: Parts) -> tuple[tf.Tensor, Metrics]:
         towers = parts.pure + parts.target + parts.source

@@ -176,7 +176,7 @@ def test_two_replicas_train_as_one_device(two_replicas):
         with strategy.scope():
             method = data.make_method("cctl", schema, window=2, audit_feature="item")
             given = [
-                data.feed(method, data.make_batch(schema, 32, seed=s)) for s in range(4)
+                data.feed(method, data.make_batch(schema, 32, seed=s)) for s in range(3)
             ]
             count = strategy.num_replicas_in_sync
 
@@ -202,6 +202,8 @@ def test_two_replicas_train_as_one_device(two_replicas):
                     reported = method.end_window()
         state = [v.numpy() for v in method.model.trainable_variables]
         state += [v.numpy() for v in method.ren.seen.values()]
+        # Of the third step, inside a window: as one replica has it, to be saved.
+        state += [v.numpy() for v in method.reinforce.trace]
         state += [method.audit.totals.numpy(), method.audit.by_value.numpy()]
         results.append([*state, np.array(rewards), np.array(list(reported.values()))])
     for one, two in zip(*results, strict=True):
