@@ -22,9 +22,9 @@ def summarise(
     """Returns a JSON-able summary of all finished runs.
 
     The best baseline is chosen by validation; differences are on the test split, with
-    the noise of test rows (DeLong) and of seeds.  Where some entries serve fewer domains
-    than others, the cells are those that all have, and `wide` is the same summary of
-    the entries that serve the most.
+    the noise of test rows (DeLong) and of seeds.  Where some entries serve fewer
+    domains than others, the cells are those that all have, and `wide` is the same
+    summary of the entries that serve the most.
     """
     domains = _domains(experiment, results)
     entries = {label: _entry(runs, domains) for label, runs in results.items()}
