@@ -8,12 +8,13 @@ import tf_keras as keras
 from pydantic import Field, model_validator
 
 from features.schema import ModelSchema
-from models import audit, losses, method, sync, transfer
-from models.companion import CompanionLoss, Parts, row_mask
+from models import audit, losses, method, sync
+from models.cctl import transfer
+from models.cctl.losses import CompanionLoss, Parts, row_mask
+from models.cctl.model import CompanionModel, TowerModel
+from models.cctl.reinforce import WindowedReinforce
 from models.layers import representation
-from models.layers.companion import CompanionModel, TowerModel
 from models.method import MAIN, Batches, Method, MethodConfig, Metrics, PeriodicEvent
-from models.reinforce import WindowedReinforce
 from tfrecords_tools.batch import Batch
 
 SOURCE = "source"  # stream

@@ -8,7 +8,7 @@ import tensorflow as tf  # isort: skip
 
 from features.config import ConfigError  # isort: skip
 from models import losses  # isort: skip
-from models.layers.companion import tower_logits  # isort: skip
+from models.cctl.model import tower_logits  # isort: skip
 from models.method import MAIN  # isort: skip
 from models.methods.cctl import SOURCE, CCTLConfig  # isort: skip
 from models.training import strategy  # isort: skip

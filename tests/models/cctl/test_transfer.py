@@ -5,7 +5,7 @@ import dataclasses  # isort: skip
 import pytest  # isort: skip
 
 from features.schema import ModelSchema  # isort: skip
-from models import transfer  # isort: skip
+from models.cctl import transfer  # isort: skip
 from tests.models.methods import data  # isort: skip
 
 SCHEMA = data.make_schema()

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 import tensorflow as tf
 
 from models import losses
+from models.cctl.model import CompanionModel, tower_logits
 from models.layers import selector, tokens
-from models.layers.companion import CompanionModel, tower_logits
 from models.layers.mlp import MLP
 from models.layers.representation import RepresentationEnhancement
 from models.state import state_variable

@@ -6,11 +6,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from models.cctl.transfer import Transfer
 from models.layers.mlp import MLP
 from models.layers.selector import Selector
 from models.layers.source_network import SemanticAlign
 from models.layers.tokens import TokenEmbeddings
-from models.transfer import Transfer
 
 
 class TowerModel(keras.Model):

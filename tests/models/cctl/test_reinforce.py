@@ -4,7 +4,7 @@ import numpy as np  # isort: skip
 import pytest  # isort: skip
 import tensorflow as tf  # isort: skip
 
-from models.reinforce import WindowedReinforce  # isort: skip
+from models.cctl.reinforce import WindowedReinforce  # isort: skip
 
 STEPS, GAMMA = 20, 0.8
 
