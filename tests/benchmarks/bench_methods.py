@@ -31,6 +31,20 @@ SETTINGS = {
         "ssctl",
         {"dominant_domains": ["d0"], "expert_units": UNITS, "dropout": 0.0},
     ),
+    # Without its searches: bench_aread_search times these.
+    "aread": ("aread", {"base_units": UNITS, "dropout": 0.0}),
+    # Source rows beside as many target rows; no sequences here, so no attention and no
+    # distillation: what is timed are T, the discriminator, and the two towers.
+    "ecat": (
+        "ecat",
+        {
+            "target_domain": "d1",
+            "hidden_units": UNITS,
+            "taps": ["fields"],
+            "use_distillation": False,
+        },
+    ),
+    "cctl": ("cctl", {"target_domain": "d1", "hidden_units": UNITS}),
 }
 
 
@@ -39,15 +53,13 @@ def measure(names, num_domains, args, peak):
     schema = timing.make_schema(
         [ROWS_OF_TABLE] * FIELDS, num_domains, args.tasks, width=16
     )
-    batch = timing.make_batch(schema, args.batch)
     clock, runs, results = timing.Clock(), {}, {}
     for name in names:
         method, settings = SETTINGS[name]
         timing.reset_peak()
         before = timing.peak_mib()
-        runs[name] = timing.Training(
-            timing.make_method(method, schema, **settings), batch
-        )
+        made = timing.make_method(method, schema, **settings)
+        runs[name] = timing.Training(made, timing.make_batches(made, args.batch))
         runs[name].run(1)
         results[name] = {"peak_mib_added": timing.peak_mib() - before}
     for _ in range(args.rounds):
@@ -55,13 +67,15 @@ def measure(names, num_domains, args, peak):
         for name, run in runs.items():
             clock.time(name, lambda run=run: run.run(args.steps))
     for name, run in runs.items():
-        rows, flops = args.batch * args.steps, run.flops()
+        rows, flops = run.rows * args.steps, run.flops()
         results[name] |= {
             "rows_per_sec": round(rows / clock.secs(name)),
             "rows_per_cpu_sec": round(rows / clock.cpu_secs(name)),
-            "matmul_kflop_per_row": round(flops / args.batch / 1e3),
+            "matmul_kflop_per_row": round(flops / run.rows / 1e3),
             "share_of_matmul_peak": peak.share(clock, name, flops * args.steps),
-            "cost_vs_mlp": timing.significant(clock.ratio("mlp", name)),
+            "cost_vs_mlp": timing.significant(
+                clock.ratio("mlp", name) * runs["mlp"].rows / run.rows
+            ),
         }
     return {"matmul_peak_gflops": peak.gflops(clock), "methods": results}
 

@@ -139,6 +139,24 @@ def make_schema(num_ids, num_domains, num_tasks, *, width=16, numbers=0):
     )
 
 
+def make_batches(method, rows):
+    """Returns a batch of each training stream, by name: rows of its domains."""
+    schema, batches = method.schema, {}
+    for seed, (name, stream) in enumerate(method.streams().items()):
+        if stream.event_only:
+            continue
+        shares = np.array(
+            [not stream.domains or d in stream.domains for d in schema.domains], float
+        )
+        batches[name] = make_batch(
+            schema,
+            round(rows * stream.batch_share),
+            shares=None if shares.all() else shares / shares.sum(),
+            seed=seed,
+        )
+    return batches
+
+
 def make_batch(schema, rows, *, shares=None, seed=0):
     """Returns random rows; domain 0 has 60 % of them, or `shares` says."""
     rng = np.random.default_rng(seed)
@@ -172,21 +190,29 @@ def make_method(name, schema, **settings):
 
 
 class Training:
-    """A method in the project's own loop, fed the same batch again and again."""
+    """A method in the project's own loop, fed the same batches again and again.
 
-    def __init__(self, method, batch):
+    Attributes:
+      rows: Rows of a step, over all streams.
+    """
+
+    def __init__(self, method, batches):
         self.method = method
-        self.batch = batch
+        self.batches = batches if isinstance(batches, dict) else {MAIN: batches}
+        self.rows = sum(batch.domain.shape[0] for batch in self.batches.values())
         self.loop = Loop(method, tf.distribute.get_strategy(), jit_compile=False)
-        self.stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
+        self.streams = {
+            name: iter(tf.data.Dataset.from_tensors(batch).repeat())
+            for name, batch in self.batches.items()
+        }
 
     def run(self, steps):
-        result = self.loop.run({MAIN: self.stream}, steps)
+        result = self.loop.run(self.streams, steps)
         if not result.is_finite or result.steps != steps:
             raise RuntimeError(f"{type(self.method).__name__} diverged")
 
     def flops(self):
         """Returns FLOPs of the matrix products of one step."""
         step = tf.function(self.method.train_step, autograph=False)
-        rows, domains = self.batch.domain.shape[0], self.method.schema.num_domains
-        return matmul_flops(step, {MAIN: self.batch}, unknown=rows / domains)
+        domains = self.method.schema.num_domains
+        return matmul_flops(step, self.batches, unknown=self.rows / domains)
