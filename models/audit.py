@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from features.config import lookup_error
@@ -109,6 +110,15 @@ class WeightAudit(tf.Module):
             for name, rows in zip(self._sources, self.by_value.numpy(), strict=True):
                 lines += [_line(name, i, row) for i, row in enumerate(rows) if row[0]]
         return lines
+
+    def sample(self, size: int = 1000) -> list[float]:
+        """Returns about `size` weights spread as those of all rows since the start."""
+        counts = self.totals.numpy()[:, 2:].sum(axis=0)
+        total = counts.sum()
+        if not total:
+            return []
+        repeats = np.rint(size * counts / total).astype(int)
+        return np.repeat((np.arange(BINS) + 0.5) / BINS, repeats).tolist()
 
     def write_csv(self, path: str | pathlib.Path) -> None:
         """Writes `table` atomically."""

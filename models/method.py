@@ -16,6 +16,7 @@ import tf_keras as keras
 from features.config import Config
 from features.schema import ModelSchema
 from models import losses
+from models.audit import WeightAudit
 from models.optimizers.groups import OptimizerConfig, apply_gradients, make_optimizers
 from tfrecords_tools.batch import Batch
 
@@ -167,6 +168,10 @@ class Method(tf.Module, abc.ABC):
 
     def scalars(self) -> Mapping[str, float]:
         """Returns values to log at every evaluation (fusion weights, thresholds)."""
+        return {}
+
+    def audit_tables(self) -> Mapping[str, WeightAudit]:
+        """Returns what was let in from other domains, by name (weights, gates)."""
         return {}
 
     def serving_model(self) -> keras.Model:

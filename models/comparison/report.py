@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from features.dataset import Dataset
@@ -39,6 +40,10 @@ def write_report(
         f"Calibration of {summary['main']}, by domain": _calibration(scores),
         f"Scores of {summary['main']}, by domain": _histograms(scores),
     }
+    for label, runs in results.items():
+        for path in sorted(runs[0].workdir.glob("audit_*.csv")):
+            what = path.stem.removeprefix("audit_").replace("_", " ")
+            plots[f"Mean {what} of {label} over training"] = audit_figure(path)
     template = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)
     page = template.render(
         title=summary["title"],
@@ -121,6 +126,25 @@ def _curves(results: Mapping[str, Sequence[Result]]) -> Figure:
 def history_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the histories of a run, or of each run of a family."""
     return sorted([*workdir.glob(HISTORY_FILE), *workdir.glob(f"*/*/{HISTORY_FILE}")])
+
+
+def audit_figure(path: pathlib.Path) -> Figure:
+    """Bars of the mean weight by domain, and points of it by feature value."""
+    table = pd.read_csv(path)
+    whole = table[table["value"].isna()]
+    figure, axes = _figure()
+    places = np.arange(len(whole))
+    axes.bar(places, whole["mean_weight"].fillna(0.0), color="lightgray")
+    for place, name in zip(places, whole["source"], strict=True):
+        own = table[(table["source"] == name) & table["value"].notna()]
+        spread = np.linspace(-0.35, 0.35, max(len(own), 1))[: len(own)]
+        size = 60 * own["rows"] / own["rows"].max()
+        axes.scatter(place + spread, own["mean_weight"], s=size, alpha=0.6)
+    axes.set_xticks(places)
+    axes.set_xticklabels(whole["source"], fontsize=7)
+    axes.set_ylabel("mean weight")
+    axes.set_ylim(0, 1)
+    return figure
 
 
 def _probs(scores: Scores) -> np.ndarray:

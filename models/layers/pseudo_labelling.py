@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from models import losses
+from models.audit import WeightAudit
 from models.layers.pseudo_domains import (
     PRIOR_FLOOR,
     ConfidenceWeights,
@@ -44,6 +45,8 @@ class PseudoLabelling(tf.Module):
       balance_labels: Divide probabilities by the classes' shares before choosing.
       balance_classes: Weigh each class by the inverse of its share in the loss.
       focal_gamma: See `losses.softmax_focal`.
+      audit: Takes in the weights of copies by pseudo domain; None = no audit.
+      audit_feature: Feature it takes values of, "" = none.
     """
 
     def __init__(
@@ -56,8 +59,11 @@ class PseudoLabelling(tf.Module):
         balance_labels: bool = False,
         balance_classes: bool = False,
         focal_gamma: float = 2.0,
+        audit: WeightAudit | None = None,
+        audit_feature: str = "",
     ):
         super().__init__(name="pseudo_labelling")
+        self.audit, self.audit_feature = audit, audit_feature
         self.classes, self.confidence = classes, confidence
         self.balance_labels, self.balance_classes = balance_labels, balance_classes
         self.focal_gamma = focal_gamma
@@ -116,6 +122,9 @@ class PseudoLabelling(tf.Module):
         weight = self.confidence.weights(labels.confidence, labels.label)
         weight = tf.where(counted, weight, 0.0)
         ones = tf.cast(counted, tf.float32)
+        if self.audit is not None:
+            values = batch.features.get(self.audit_feature)
+            self.audit.add(weight, labels.label, ones, values)
         member = tf.one_hot(labels.label, self.classes.count)
         metrics = {"pseudo_mean_weight": _mean(weight, ones)}
         for name, column in zip(

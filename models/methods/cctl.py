@@ -285,6 +285,10 @@ class CCTL(Method):
             "reward/std": float(self.reinforce.square.numpy()) ** 0.5,
         }
 
+    def audit_tables(self) -> Mapping[str, audit.WeightAudit]:
+        """Returns the weights p of source rows, as `source_weight`."""
+        return {} if self.audit is None else {"source_weight": self.audit}
+
     def tower_model(self, tower: str) -> TowerModel:
         """Returns a scoring model of target rows on `mixed`'s or `pure`'s variables."""
         model = self.model

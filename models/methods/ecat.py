@@ -157,7 +157,7 @@ class ECAT(Method):
             for domain, mean in kept.means().items()
         }
 
-    def audit_tables(self) -> dict[str, audit.WeightAudit]:
+    def audit_tables(self) -> Mapping[str, audit.WeightAudit]:
         """Returns the audits: `w_da`, and `gate_<tap>` of each tap."""
         return dict(self._audits)
 

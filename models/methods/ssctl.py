@@ -8,7 +8,7 @@ import tensorflow as tf
 from pydantic import Field
 
 from features.schema import ModelSchema
-from models import losses
+from models import audit, losses
 from models.layers.pseudo_domains import ConfidenceWeights, DomainClasses
 from models.layers.pseudo_labelling import PseudoLabelling, copies_loss
 from models.layers.soft_partition import SoftPartition
@@ -66,6 +66,7 @@ class SSCTLConfig(MethodConfig):
         10, ge=1, description="of domain embeddings, without an indicator in the schema"
     )
     embedding_stddev: float = Field(0.01, gt=0)
+    audit_feature: str = Field("", description="id feature to audit weights by, too")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "SSCTLConfig":
@@ -111,7 +112,7 @@ class SSCTL(Method):
             self.labelling = self._make_labelling(self.classes)
 
     def _make_labelling(self, classes: DomainClasses) -> PseudoLabelling:
-        config, confidence = self.config, None
+        config, confidence, kept = self.config, None, None
         mean: dict[str, Any] = {
             "momentum": config.ema_momentum,
             "bias_correction": config.ema_bias_correction,
@@ -123,9 +124,15 @@ class SSCTL(Method):
                 width=config.confidence_width,
                 **mean,
             )
+            values = audit.num_values(
+                "SSCTLConfig", config.audit_feature, self.schema.features
+            )
+            kept = audit.WeightAudit(classes.names, values)
         return PseudoLabelling(
             classes,
             confidence,
+            audit=kept,
+            audit_feature=config.audit_feature,
             balance_labels=config.pseudo_prior == "balanced",
             balance_classes=config.class_weights == "balanced",
             focal_gamma=config.focal_gamma,
@@ -283,6 +290,11 @@ class SSCTL(Method):
     def scalars(self) -> Mapping[str, float]:
         """Returns mean and sigma of the confidences."""
         return {} if self.labelling is None else self.labelling.scalars()
+
+    def audit_tables(self) -> Mapping[str, audit.WeightAudit]:
+        """Returns the weights of copies by pseudo domain, as `pseudo_weight`."""
+        kept = None if self.labelling is None else self.labelling.audit
+        return {} if kept is None else {"pseudo_weight": kept}
 
     def serving_variables(self) -> list[tf.Variable]:
         """Returns all of the model; without SDDN no classifier."""

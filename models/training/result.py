@@ -86,3 +86,8 @@ def is_finished(workdir: pathlib.Path) -> bool:
 def scores_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
     """Returns where the scores of a split lie."""
     return workdir / f"scores_{split}.npz"
+
+
+def audit_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns where the table of an audit lies; see `models.audit.WeightAudit`."""
+    return workdir / f"audit_{name}.csv"

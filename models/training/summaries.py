@@ -1,7 +1,7 @@
 """TensorBoard: one writer for training, one for evaluation."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -27,6 +27,12 @@ class Summaries:
             for name, value in values.items():
                 if value is not None:
                     tf.summary.scalar(name, value, step=step)
+
+    def write_histogram(self, name: str, values: Sequence[float], step: int) -> None:
+        """Writes how the values spread; nothing without values."""
+        if len(values):
+            with self._writers["eval"].as_default():
+                tf.summary.histogram(name, values, step=step, buckets=20)
 
     def close(self) -> None:
         """Writes what is left."""

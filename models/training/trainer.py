@@ -29,7 +29,7 @@ from models.training.checkpoint import Checkpoints, RunState, num_parameters
 from models.training.config import RunConfig
 from models.training.loop import CallResult, Loop
 from models.training.progress import Progress
-from models.training.result import Result, is_finished, scores_path
+from models.training.result import Result, audit_path, is_finished, scores_path
 from models.training.signals import Interrupted, StopRequest
 from models.training.summaries import Summaries
 from tfrecords_tools import read
@@ -226,6 +226,8 @@ class Trainer:
             self.checkpoints.save_best()
         own = self.method.scalars()
         self._summaries.write("eval", {**values, **own}, state.step)
+        for name, kept in self.method.audit_tables().items():
+            self._summaries.write_histogram(name, kept.sample(), state.step)
         self._history.add(
             {
                 "step": state.step,
@@ -354,6 +356,8 @@ class Trainer:
 
     def _finish(self, started: float) -> Result:
         """Restores the best weights, measures both splits, writes the result."""
+        for name, kept in self.method.audit_tables().items():
+            kept.write_csv(audit_path(self.workdir, name))
         self.checkpoints.restore_best()
         tables = {}
         for split in SPLITS_MEASURED:

@@ -8,6 +8,7 @@ import tensorflow as tf  # isort: skip
 
 from features.schema import FeatureInfo  # isort: skip
 from models.audit import WeightAudit, num_values  # isort: skip
+from models.comparison import report  # isort: skip
 
 
 def add(audit, weights, source, mask, values=None):
@@ -43,6 +44,13 @@ def test_table_has_hand_counted_means_by_source_and_value(tmp_path):
         "music",
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["audit.csv"]
+    # 5 rows: a fifth each at .25, .55, .75, .95 and .05.
+    assert audit.sample(10) == pytest.approx(
+        [0.05] * 2 + [0.25] * 2 + [0.55] * 2 + [0.75] * 2 + [0.95] * 2
+    )
+    figure = report.audit_figure(tmp_path / "audit.csv")
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == pytest.approx([0.5, 0.525])
 
 
 def test_recent_means_are_those_since_the_mark():

@@ -163,6 +163,8 @@ def test_run_from_files_measures_the_target_and_resumes_inside_a_window(
     with pytest.raises(Interrupted, match="at step 3"):
         trainer.train(config, tmp_path / "stopped")
     trainer.train(config, tmp_path / "stopped")
+    tables = [tmp_path / n / "audit_source_weight.csv" for n in ("whole", "stopped")]
+    assert tables[0].read_text() == tables[1].read_text()
     left, right = (fakes.weights(tmp_path / name) for name in ("whole", "stopped"))
     assert left.keys() == right.keys()
     assert any("reinforce/credit" in name for name in left)

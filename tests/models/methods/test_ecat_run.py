@@ -90,6 +90,8 @@ def test_stopped_run_that_goes_on_equals_the_whole_one(runs, monkeypatch):
         trainer.train(config, folder / "stopped")
     trainer.train(config, folder / "stopped")
     whole, stopped = (fakes.weights(folder / n) for n in ("whole", "stopped"))
+    tables = [folder / n / "audit_w_da.csv" for n in ("whole", "stopped")]
+    assert tables[0].read_text() == tables[1].read_text()
     assert whole.keys() == stopped.keys()
     assert any("hash_matrix" in name for name in whole)
     assert any("accumulator" in name or "/m/" in name or "_m" in name for name in whole)

@@ -59,4 +59,8 @@ def test_stopped_run_equals_the_whole_one(tmp_path):
     for first, second in pairs:
         for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=a.name)
+    tables = [tmp_path / n / "audit_pseudo_weight.csv" for n in ("whole", "cut")]
+    assert tables[0].read_text() == tables[1].read_text()
+    rows = whole.audit_tables()["pseudo_weight"].totals.numpy()[:, 0].sum()
+    assert rows > 100  # about half of 5 batches of 64 are dominant
     assert float(whole.pseudo_strength()) == np.float32(0.7)
