@@ -178,9 +178,17 @@ class Method(tf.Module, abc.ABC):
         """Returns the model that serves; same call contract, training=False."""
         return self.model
 
+    def export_model(self) -> keras.Model:
+        """Returns what is saved: the serving model with the weights of this moment.
+
+        A method may turn into constants what only training moves (fusion weights,
+        masks).
+        """
+        return self.serving_model()
+
     def serving_variables(self) -> list[tf.Variable]:
         """Returns the allow-list: exactly the variables the export may hold."""
-        return list(self.serving_model().variables)
+        return list(self.export_model().variables)
 
 
 def example_features(schema: ModelSchema, rows: int = 2) -> dict[str, tf.Tensor]:

@@ -50,7 +50,7 @@ class ServingModule(tf.Module):
         )
         self._allowed = method.serving_variables()
         # A plain function, so that the model it closes over is not saved.
-        self._forward = functools.partial(method.serving_model(), training=False)
+        self._forward = functools.partial(method.export_model(), training=False)
         self._model = tf.function(self._outputs, autograph=False, reduce_retracing=True)
         self.inputs = raw_inputs(dataset.info.spec)
 

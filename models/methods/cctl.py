@@ -8,7 +8,8 @@ import tf_keras as keras
 from pydantic import Field, model_validator
 
 from features.schema import ModelSchema
-from models import audit, losses, method, sync
+from models import losses, method, sync
+from models.audit import WeightAudit, num_values
 from models.cctl import transfer
 from models.cctl.losses import CompanionLoss, Parts, row_mask
 from models.cctl.model import CompanionModel, TowerModel
@@ -136,11 +137,9 @@ class CCTL(Method):
                 decay=config.reward_decay,
                 reward=config.reward,
             )
-            state["audit"] = self.audit = audit.WeightAudit(
+            state["audit"] = self.audit = WeightAudit(
                 self.transfer.sources,
-                audit.num_values(
-                    "CCTL", config.audit_feature, self.transfer.source_fields
-                ),
+                num_values("CCTL", config.audit_feature, self.transfer.source_fields),
             )
         names = transfer.paired_fields(
             "CCTL", self.transfer, config.ren_ids, config.ren_sequences
@@ -285,7 +284,7 @@ class CCTL(Method):
             "reward/std": float(self.reinforce.square.numpy()) ** 0.5,
         }
 
-    def audit_tables(self) -> Mapping[str, audit.WeightAudit]:
+    def audit_tables(self) -> Mapping[str, WeightAudit]:
         """Returns the weights p of source rows, as `source_weight`."""
         return {} if self.audit is None else {"source_weight": self.audit}
 

@@ -245,10 +245,10 @@ def test_step_compiles_with_xla(name, schema):
     )
 
 
-def test_serving_model_exports_equal_scores(name, schema, tmp_path):
+def test_exported_model_gives_equal_scores(name, schema, tmp_path):
     method = data.make_method(name, schema)
     batch = data.make_batch(schema, 20)
     method.train_step(data.feed(method, batch))
     data.check_export(
-        method, method.serving_model(), method.serving_variables(), batch, tmp_path
+        method, method.export_model(), method.serving_variables(), batch, tmp_path
     )
