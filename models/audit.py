@@ -4,7 +4,7 @@ import csv
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,20 @@ from models.state import state_variable
 
 BINS = 10  # of the weight, equal parts of [0, 1]
 MAX_VALUES = 10_000  # of an audited feature
+
+
+class Matrix(NamedTuple):
+    """A table of numbers in [0, 1] with names, to look at (a heat map).
+
+    Attributes:
+      rows: Names of the rows.
+      columns: Names of the columns.
+      values: float [rows, columns].
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: np.ndarray
 
 
 class WeightAudit(tf.Module):

@@ -16,7 +16,7 @@ import tf_keras as keras
 from features.config import Config
 from features.schema import ModelSchema
 from models import losses
-from models.audit import WeightAudit
+from models.audit import Matrix, WeightAudit
 from models.optimizers.groups import OptimizerConfig, apply_gradients, make_optimizers
 from tfrecords_tools.batch import Batch
 
@@ -172,6 +172,10 @@ class Method(tf.Module, abc.ABC):
 
     def audit_tables(self) -> Mapping[str, WeightAudit]:
         """Returns what was let in from other domains, by name (weights, gates)."""
+        return {}
+
+    def matrices(self) -> Mapping[str, Matrix]:
+        """Returns tables to look at after training, by what they show."""
         return {}
 
     def serving_model(self) -> keras.Model:

@@ -12,11 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from features.dataset import Dataset
+from models.audit import Matrix
 from models.comparison import text
 from models.metrics.auc import calibration_bins
 from models.training.evaluate import Scores
 from models.training.history import read_history
-from models.training.result import Result
+from models.training.result import Result, load_matrices
 from models.training.workdir import HISTORY_FILE
 
 TEMPLATE = pathlib.Path(__file__).parent.parent / "templates" / "report.html.j2"
@@ -44,6 +45,8 @@ def write_report(
         for path in sorted(runs[0].workdir.glob("audit_*.csv")):
             what = path.stem.removeprefix("audit_").replace("_", " ")
             plots[f"Mean {what} of {label} over training"] = audit_figure(path)
+        for name, matrix in load_matrices(runs[0].workdir).items():
+            plots[f"{label}: {name}"] = matrix_figure(matrix)
     template = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)
     page = template.render(
         title=summary["title"],
@@ -144,6 +147,17 @@ def audit_figure(path: pathlib.Path) -> Figure:
     axes.set_xticklabels(whole["source"], fontsize=7)
     axes.set_ylabel("mean weight")
     axes.set_ylim(0, 1)
+    return figure
+
+
+def matrix_figure(matrix: Matrix) -> Figure:
+    """A heat map of a table in [0, 1]."""
+    height = 1 + 0.22 * len(matrix.rows)
+    figure, axes = _figure(2.5 + 0.28 * len(matrix.columns), height)
+    image = axes.imshow(matrix.values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=90, size=6)
+    axes.set_yticks(range(len(matrix.rows)), matrix.rows, size=6)
+    figure.colorbar(image)
     return figure
 
 

@@ -17,6 +17,7 @@ from models.aread.full import FullTrial
 from models.aread.history import SearchState
 from models.aread.search import Draw, MaskSearch, mask_scalars, search_streams
 from models.aread.stacked import StackedTrial
+from models.audit import Matrix
 from models.layers import experts, hierarchy_math
 from models.layers.domain_model import DomainModel
 from models.layers.domain_rows import DomainRows
@@ -224,6 +225,22 @@ class AREAD(Method):
         expert that the domain does not use.
         """
         return [a.numpy() for a in self.model.hierarchy.mixing()]
+
+    def matrices(self) -> Mapping[str, Matrix]:
+        """Returns by layer the overlap of masks, and the use of each expert.
+
+        An expert of layer l is used by a domain as much as the experts above read it,
+        on average over those that the domain uses.
+        """
+        names, found = self.schema.domains, {}
+        for layer, overlap in enumerate(self.mask_overlap(), start=1):
+            found[f"mask overlap, layer {layer}"] = Matrix(names, names, overlap)
+        for layer, mixing in enumerate(self.expert_utilisation(), start=1):
+            active = np.maximum((mixing.sum(axis=2) > 0).sum(axis=1), 1)
+            use = mixing.sum(axis=1) / active[:, np.newaxis]
+            experts = [str(i) for i in range(use.shape[1])]
+            found[f"use of experts, layer {layer}"] = Matrix(names, experts, use)
+        return found
 
     def export_model(self) -> keras.Model:
         """Returns the model with masks and gates of now folded into constants."""

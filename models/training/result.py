@@ -2,9 +2,15 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
+
+from models.audit import Matrix
 from models.training import workdir as workdir_lib
+
+MATRICES_FILE = "matrices.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +97,24 @@ def scores_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
 def audit_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
     """Returns where the table of an audit lies; see `models.audit.WeightAudit`."""
     return workdir / f"audit_{name}.csv"
+
+
+def save_matrices(workdir: pathlib.Path, matrices: Mapping[str, Matrix]) -> None:
+    """Writes a method's tables, if it has any."""
+    if matrices:
+        values = {
+            name: [list(m.rows), list(m.columns), m.values.tolist()]
+            for name, m in matrices.items()
+        }
+        workdir_lib.write_json(workdir / MATRICES_FILE, values)
+
+
+def load_matrices(workdir: pathlib.Path) -> dict[str, Matrix]:
+    """Returns the tables of a finished run; none where its method has none."""
+    path = workdir / MATRICES_FILE
+    if not path.exists():
+        return {}
+    return {
+        name: Matrix(rows, columns, np.array(values))
+        for name, (rows, columns, values) in workdir_lib.read_json(path).items()
+    }

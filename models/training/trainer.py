@@ -29,7 +29,13 @@ from models.training.checkpoint import Checkpoints, RunState, num_parameters
 from models.training.config import RunConfig
 from models.training.loop import CallResult, Loop
 from models.training.progress import Progress
-from models.training.result import Result, audit_path, is_finished, scores_path
+from models.training.result import (
+    Result,
+    audit_path,
+    is_finished,
+    save_matrices,
+    scores_path,
+)
 from models.training.signals import Interrupted, StopRequest
 from models.training.summaries import Summaries
 from tfrecords_tools import read
@@ -358,6 +364,7 @@ class Trainer:
         """Restores the best weights, measures both splits, writes the result."""
         for name, kept in self.method.audit_tables().items():
             kept.write_csv(audit_path(self.workdir, name))
+        save_matrices(self.workdir, self.method.matrices())
         self.checkpoints.restore_best()
         tables = {}
         for split in SPLITS_MEASURED:

@@ -7,8 +7,9 @@ import pytest  # isort: skip
 import tensorflow as tf  # isort: skip
 
 from features.schema import FeatureInfo  # isort: skip
-from models.audit import WeightAudit, num_values  # isort: skip
+from models.audit import Matrix, WeightAudit, num_values  # isort: skip
 from models.comparison import report  # isort: skip
+from models.training.result import load_matrices, save_matrices  # isort: skip
 
 
 def add(audit, weights, source, mask, values=None):
@@ -87,3 +88,15 @@ def test_padding_rows_change_nothing():
     audit = WeightAudit(["books"])
     add(audit, [0.5, 0.5], [0, 0], [0.0, 0.0])
     assert not np.any(audit.totals)
+
+
+def test_matrices_come_back_and_are_drawn_with_their_names(tmp_path):
+    values = np.array([[0.0, 0.5, 1.0], [0.25, 0.0, 0.0]])
+    save_matrices(tmp_path, {"use": Matrix(["a", "b"], ["x", "y", "z"], values)})
+    (found,) = load_matrices(tmp_path).values()
+    np.testing.assert_array_equal(found.values, values)
+    axes = report.matrix_figure(found).axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), values)
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
+    save_matrices(tmp_path / "none", {})
+    assert load_matrices(tmp_path / "none") == {}

@@ -220,6 +220,19 @@ def test_serving_variables_hold_no_candidate_and_no_history():
         assert shapes == [[3, 2, 3], [3, 3, 4]]  # masks, nothing else
 
 
+def test_matrices_tell_overlap_and_the_use_of_experts_by_domain():
+    method = aread()
+    put_masks(method)
+    found = method.matrices()
+    own = found["mask overlap, layer 1"]
+    np.testing.assert_array_equal(own.values, method.mask_overlap()[0])
+    assert own.rows == own.columns == method.schema.domains
+    use = found["use of experts, layer 1"].values
+    assert use.shape == (3, 2)  # two experts in the first layer
+    # Every expert above reads shares that sum to 1, so they do on average.
+    np.testing.assert_allclose(use.sum(axis=1), 1.0, rtol=1e-6)
+
+
 def test_scalars_tell_density_overlap_and_active_outputs():
     method = aread()
     assert method.scalars()["mask/density"] == 1.0
