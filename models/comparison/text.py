@@ -130,6 +130,8 @@ def _alarm(values: Mapping[str, Any]) -> list[str]:
         return []
     found = values["alarm"]
     counts = f"helped {len(found['helped'])}, unclear {len(found['unclear'])} cells"
+    if values["mean"] and values["mean"]["standard_error_seeds"] is None:
+        counts += " (by test rows alone: one seed says nothing of seeds)"
     if not found["hurt"]:
         return [f"no sign of negative transfer: transfer {counts}"]
     return [f"NEGATIVE TRANSFER in {', '.join(found['hurt'])}; transfer {counts}"]
