@@ -49,6 +49,11 @@ def walk_days(walk: Walk, first: int, last: int) -> dict[str, Any]:
 
 def _run(walk: Walk, command: Command, day: int) -> None:
     print(f"{day}: {command.stage}", flush=True)
+    version = pathlib.Path(walk.chain.export_dir) / str(day)
+    if command.stage == "export" and version.exists():
+        # Published by a walk that was killed before it could note so.
+        _write_json(command.makes, {"published": True})
+        return
     done = subprocess.run([sys.executable, *command.arguments], check=False)
     if command.stage == "export" and done.returncode in (0, GATE_STATUS):
         _write_json(command.makes, {"published": done.returncode == 0})

@@ -143,6 +143,14 @@ def test_a_version_that_the_gate_refuses_does_not_end_the_chain(ran, tmp_path):
     assert modules(ran).count("export") == 2
 
 
+def test_a_walk_killed_after_publishing_does_not_publish_again(ran, tmp_path):
+    walk = Walk(make(export_dir=str(tmp_path / "export")), tmp_path / "chain")
+    (tmp_path / "export" / str(DAY_1)).mkdir(parents=True)
+    days = continual.walk_days(walk, DAY_1, DAY_1)
+    assert days[str(DAY_1)]["published"] is True
+    assert "export" not in modules(ran)
+
+
 def versions(folder, *days):
     for day in days:
         run = folder / str(day) / "run"

@@ -8,7 +8,7 @@ import pytest
 from models.training import checkpoint, trainer
 from models.training.history import read_history
 from models.training.signals import Interrupted, StopRequest
-from models.training.workdir import WorkdirError, locked
+from models.training.workdir import WorkdirError, claim, locked
 from tests.models.training import fakes
 
 # Dropout, events that draw batches, a second stream: all that can go out of step.
@@ -103,6 +103,16 @@ def test_workdir_of_other_config_names_differing_keys(whole_run, tmp_path):
     assert "batch_size: 64 there, 32 asked" in str(error.value)
     assert "method_config.every_steps: 4 there, 0 asked" in str(error.value)
     assert "dropout" not in str(error.value)
+
+
+def test_a_key_that_is_newer_than_the_run_is_no_difference_while_it_is_off(tmp_path):
+    old = {"run": {"batch_size": 64}, "dataset": {"rows": 9}}
+    claim(tmp_path, old)
+    off = {"run": {"batch_size": 64, "init_from": ""}, "dataset": {"rows": 9}}
+    assert claim(tmp_path, off)
+    on = {"run": {"batch_size": 64, "init_from": "x"}, "dataset": {"rows": 9}}
+    with pytest.raises(WorkdirError, match="init_from: '.unset.' there, 'x' asked"):
+        claim(tmp_path, on)
 
 
 def test_workdir_of_other_dataset_names_fingerprint(whole_run, tmp_path):
