@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,11 +35,18 @@ class Copies:
     second: Tensors
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Frozen rows: inputs [N_1, R, I], labels [R, T], weights of labels [R, T]."""
+class _Rows(NamedTuple):
+    """Frozen rows: all that trials of a batch share.
+
+    Attributes:
+      inputs: Of the hierarchy, [N_1, R, I].
+      added: To its outputs, [N_L, R, T] or 0.
+      labels: [R, T].
+      weights: Of labels, [R, T].
+    """
 
     inputs: tf.Tensor
+    added: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
 
@@ -55,14 +62,14 @@ class StackedTrial:
     dropout in the few steps of a candidate.
 
     Args:
-      model: With `hei_inputs` and `hierarchy`.
+      model: With `base` and `hierarchy`.
       config: Settings of the search.
     """
 
     def __init__(self, model: Any, config: SearchConfig):
         self.model = model
         self.config = config
-        self._inputs = tf.function(model.hei_inputs, autograph=False)
+        self._base = tf.function(model.base, autograph=False)
         self._step = tf.function(self._train_step, autograph=False)
         self._gates = tf.function(self._gates_of, autograph=False)
         self._sums = tf.function(self._score_sums, autograph=False)
@@ -107,10 +114,10 @@ class StackedTrial:
         return Copies(weights, zeros, zeros)
 
     def rows(self, batch: Batch) -> _Rows:
-        """Returns a batch with the inputs of the hierarchy in place of features."""
-        inputs = tf.cast(self._inputs(batch.features), tf.float32)
+        """Returns a batch with what the base computes in place of features."""
+        base = (tf.cast(part, tf.float32) for part in self._base(batch.features))
         weights = batch.weight[:, tf.newaxis] * batch.label_mask
-        return _Rows(inputs, batch.labels, weights)
+        return _Rows(*base, batch.labels, weights)
 
     def train_step(
         self,
@@ -132,7 +139,7 @@ class StackedTrial:
         after = self._step(
             (copies.weights, copies.first, copies.second),
             stack(masks),
-            (rows.inputs, rows.labels, rows.weights),
+            rows,
             tf.constant(running),
             tf.constant(number, tf.float32),
         )
@@ -144,16 +151,12 @@ class StackedTrial:
         """Returns each candidate's loss: cross-entropy of the average, over rows."""
         total: Any = 0.0
         for batch in batches:
-            rows = self.rows(batch)
-            total += self._sums(
-                copies.weights,
-                stack(masks),
-                (rows.inputs, rows.labels, rows.weights),
-            ).numpy()
+            sums = self._sums(copies.weights, stack(masks), self.rows(batch))
+            total += sums.numpy()
         return [trial.task_sum(part) for part in total]
 
     def _outputs(
-        self, weights: Tensors, masks: list[tf.Tensor], inputs: tf.Tensor
+        self, weights: Tensors, masks: list[tf.Tensor], rows: _Rows
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns outputs [Z, N_L, R, T] and active [Z, N_L, 1, 1]."""
         hierarchy = self.model.hierarchy
@@ -163,16 +166,16 @@ class StackedTrial:
         ]
 
         def mix(layer: int, e: tf.Tensor) -> tf.Tensor:
-            count, rows, width = e.shape[0], tf.shape(e)[2], e.shape[3]
+            count, size, width = e.shape[0], tf.shape(e)[2], e.shape[3]
             flat = tf.reshape(e, [count, e.shape[1], -1])
             mixed = tf.matmul(matrices[layer - 1], flat)
-            return tf.reshape(mixed, [count, mixed.shape[1], rows, width])
+            return tf.reshape(mixed, [count, mixed.shape[1], size, width])
 
         outputs = hierarchy_math.run_experts(
-            weights, inputs, mix, hierarchy.depths, norm=hierarchy.norm
+            weights, rows.inputs, mix, hierarchy.depths, norm=hierarchy.norm
         )
         active = tf.reduce_max(masks[-1], axis=1)
-        return outputs, active[..., tf.newaxis, tf.newaxis]
+        return outputs + rows.added, active[..., tf.newaxis, tf.newaxis]
 
     def _logits(self, weights: Tensors, masks: list[tf.Tensor]) -> list[tf.Tensor]:
         return hierarchy_math.gate_logits(
@@ -189,23 +192,22 @@ class StackedTrial:
         self,
         copies: tuple[Tensors, Tensors, Tensors],
         masks: list[tf.Tensor],
-        rows: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        rows: _Rows,
         running: tf.Tensor,
         number: tf.Tensor,
     ) -> tuple[Tensors, Tensors, Tensors]:
         weights, first, second = copies
-        inputs, labels, label_weights = rows
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            outputs, active = self._outputs(weights, masks, inputs)
+            outputs, active = self._outputs(weights, masks, rows)
             values = hierarchy_math.bagging(
-                outputs, active, labels, self.config.bagging
+                outputs, active, rows.labels, self.config.bagging
             )
             # Copies share nothing, so the sum gives each the gradient of its own loss.
             loss = tf.reduce_sum(
                 tf.math.divide_no_nan(
-                    tf.reduce_sum(values * label_weights, axis=1),
-                    tf.reduce_sum(label_weights, axis=0),
+                    tf.reduce_sum(values * rows.weights, axis=1),
+                    tf.reduce_sum(rows.weights, axis=0),
                 )
             )
         gradients = tape.gradient(loss, weights)
@@ -223,15 +225,14 @@ class StackedTrial:
         self,
         weights: Tensors,
         masks: list[tf.Tensor],
-        rows: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        rows: _Rows,
     ) -> tf.Tensor:
         """Returns [Z, 2, T]: sums of losses and of weights."""
-        inputs, labels, label_weights = rows
-        outputs, active = self._outputs(weights, masks, inputs)
+        outputs, active = self._outputs(weights, masks, rows)
         logits = hierarchy_math.average_logits(outputs, active)
-        values = bce(logits, tf.broadcast_to(labels, tf.shape(logits)))
-        sums = tf.reduce_sum(values * label_weights, axis=1)
-        counts = tf.reduce_sum(label_weights, axis=0)
+        values = bce(logits, tf.broadcast_to(rows.labels, tf.shape(logits)))
+        sums = tf.reduce_sum(values * rows.weights, axis=1)
+        counts = tf.reduce_sum(rows.weights, axis=0)
         return tf.stack([sums, tf.broadcast_to(counts, tf.shape(sums))], axis=1)
 
 

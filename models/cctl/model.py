@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from features.schema import FeatureInfo
 from models.cctl.transfer import Transfer
 from models.layers.mlp import MLP
 from models.layers.selector import Selector
@@ -43,13 +44,15 @@ class CompanionModel(keras.Model):
       norm: `none` or `layer`, in the towers.
       stddev: Of initial embeddings.
       separate: Whether each tower has its own embeddings of the target.
+      own_source: Whether source rows have embeddings of their own, E^s; else they are
+        read by the mixed tower's E^t, and must have its fields.
       selector_units: Hidden widths of the selector; None = no selector.
       san_units: Hidden widths of the semantic alignment.
 
     Attributes:
       target: E^t, of the mixed tower (and of the pure one, unless separate).
       pure_target: E^t of the pure tower.
-      source: E^s, or None without sources.
+      source: E^s (E^t without tables of its own), or None without sources.
       align: SAN, or None where source and target rows have the same fields.
       selector: The selector, or None.
       mixed: The mixed tower.
@@ -65,6 +68,7 @@ class CompanionModel(keras.Model):
         norm: str = "none",
         stddev: float = 0.01,
         separate: bool = False,
+        own_source: bool = True,
         selector_units: Sequence[int] | None = (64, 32),
         san_units: Sequence[int] = (64,),
     ):
@@ -85,9 +89,18 @@ class CompanionModel(keras.Model):
         self.selector: Any = None
         count = len(transfer.sources)
         if count:
-            self.source = TokenEmbeddings(
-                transfer.source_fields, num_sources=count, stddev=stddev
-            )
+            self.source = self.target
+            if own_source:
+                self.source = TokenEmbeddings(
+                    transfer.source_fields, num_sources=count, stddev=stddev
+                )
+            elif not transfer.same_fields:
+                raise ValueError(
+                    "CCTL.source_embedding can be `target` only where source rows have "
+                    "the target's features; leave source_features and target_features "
+                    f"equal; got {_names(transfer.source_fields)} and "
+                    f"{_names(transfer.target_fields)}."
+                )
             if not transfer.same_fields:
                 self.align = SemanticAlign(
                     count, self.source.widths, self.target.widths, san_units
@@ -147,6 +160,10 @@ class CompanionModel(keras.Model):
             mixed += self.target.variables
             pure += self.pure_target.variables
         return mixed, pure
+
+
+def _names(fields: Sequence[FeatureInfo]) -> str:
+    return ", ".join(f.name for f in fields) or "none"
 
 
 def tower_logits(tower: MLP, x: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -17,10 +17,15 @@ from absl import logging
 from features.config import lookup_error
 from models.comparison.experiment import Experiment, run_folder
 from models.training.config import RunConfig
+from models.training.nonfinite import NonFiniteLossError
 from models.training.result import Result, is_finished
 from models.training.trainer import train
 
 LOG_FILE = "train.log"
+# What `models.train` puts before the error that it ends with, and how the text of a
+# `NonFiniteLossError` begins: a process of its own leaves no more than that.
+_PREFIX = "models.train: "
+_DIVERGED = _PREFIX + "loss must be finite"
 
 
 def run_entries(
@@ -85,13 +90,18 @@ def run_all(
     *,
     workers: int = 1,
     time_limit_secs: float | None = None,
-) -> None:
-    """Does the runs that are not finished, in order.
+    may_diverge: bool = False,
+) -> dict[pathlib.Path, str]:
+    """Does the runs that are not finished, in order; returns those that diverged.
 
     Args:
       runs: What to train, and the folder of each.
       workers: As for `run_entries`.
       time_limit_secs: No new run is begun after it; None = no limit.
+      may_diverge: A loss that is not finite ends its own run only.
+
+    Returns:
+      folder -> first line of the error, with `may_diverge`; else {}.
 
     Raises:
       ValueError, RuntimeError: As `run_entries`.
@@ -100,12 +110,18 @@ def run_all(
     todo = [(config, folder) for config, folder in runs if not is_finished(folder)]
     deadline = time.monotonic() + time_limit_secs if time_limit_secs else None
     if workers > 1:
-        _run_processes(todo, slots, deadline)
-        return
+        return _run_processes(todo, slots, deadline, may_diverge)
+    diverged: dict[pathlib.Path, str] = {}
     for number, (config, folder) in enumerate(todo, start=1):
         if deadline is None or time.monotonic() < deadline:
             logging.info("run %d of %d: %s", number, len(todo), folder)
-            train(config, folder)
+            try:
+                train(config, folder)
+            except NonFiniteLossError as error:
+                if not may_diverge:
+                    raise
+                diverged[folder] = str(error).partition("\n")[0]
+    return diverged
 
 
 def processor_shares(workers: int) -> list[set[int]]:
@@ -123,7 +139,8 @@ def _run_processes(
     todo: Sequence[tuple[RunConfig, pathlib.Path]],
     slots: Sequence[set[int]],
     deadline: float | None,
-) -> None:
+    may_diverge: bool,
+) -> dict[pathlib.Path, str]:
     """Trains all runs, as many at a time as there are slots; ends all on an error."""
     free: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for slot in slots:
@@ -131,6 +148,7 @@ def _run_processes(
     live: set[subprocess.Popen[bytes]] = set()
     stopped = threading.Event()
     starting = threading.Lock()
+    diverged: dict[pathlib.Path, str] = {}
 
     def stop() -> None:
         """Lets no further run begin and asks the live ones to save and end."""
@@ -159,13 +177,12 @@ def _run_processes(
         if code == 0:
             logging.info("%s: %.0f s", folder, time.monotonic() - started)
         elif not stopped.is_set():
+            last = (folder / LOG_FILE).read_text("utf-8").strip().split("\n")[-1]
+            if may_diverge and last.startswith(_DIVERGED):
+                diverged[folder] = last.removeprefix(_PREFIX)
+                return
             stop()
-            lines = (folder / LOG_FILE).read_text("utf-8").strip().split("\n")
-            raise RuntimeError(
-                f"run {folder} must end with status 0; got {code}: {lines[-1]} "
-                f"(whole output: {folder / LOG_FILE}). Start the same command again "
-                "to go on."
-            )
+            raise _failure(folder, code, last)
 
     with futures.ThreadPoolExecutor(len(slots)) as pool:
         tasks = [pool.submit(run, i, *item) for i, item in enumerate(todo, start=1)]
@@ -175,6 +192,15 @@ def _run_processes(
         except BaseException:  # also SystemExit and KeyboardInterrupt
             stop()
             raise
+    return diverged
+
+
+def _failure(folder: pathlib.Path, code: int, last: str) -> RuntimeError:
+    return RuntimeError(
+        f"run {folder} must end with status 0; got {code}: {last} "
+        f"(whole output: {folder / LOG_FILE}). Start the same command again "
+        "to go on."
+    )
 
 
 def _start(

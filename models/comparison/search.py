@@ -2,9 +2,11 @@
 
 Nothing is kept but the runs themselves: the sampler is seeded and is told the results
 in a fixed order, so a search that is started again asks for the same settings, finds
-the finished runs and goes on.
+the finished runs and goes on.  A run that diverged goes on from its last checkpoint and
+diverges again.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -12,6 +14,8 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from absl import logging
 
 from models.comparison import runner
 from models.comparison.experiment import Choice, Experiment, Range
@@ -36,7 +40,8 @@ def search(
     """Returns the best settings of every entry by its validation metric.
 
     Every entry gets `trials` runs with seed 0: first its own settings as written, then
-    those that a TPE sampler proposes.  Test rows are not looked at.
+    those that a TPE sampler proposes.  Test rows are not looked at.  A run whose loss
+    stops being finite is a failed trial, kept in the log; the search goes on.
 
     Args:
       experiment: With a `search` space.
@@ -48,12 +53,46 @@ def search(
       time_limit_secs: No run is begun after it; entries keep the best so far.
 
     Returns:
-      label -> `settings` {a.b.c: value}, `value` (validation metric), `trials` (done).
+      label -> `settings` {a.b.c: value}, `value` (validation metric), `trials` (done),
+      `failed` (of them).
 
     Raises:
       ValueError: For an experiment without a search space, or `trials` below 1.
-      RuntimeError: When Optuna is not installed.
+      RuntimeError: When Optuna is not installed, or every trial of an entry failed.
     """
+    spaces = _spaces(experiment, labels, trials)
+    folder = pathlib.Path(workdir) / FOLDER
+    run = functools.partial(_run, experiment, data_dir, folder)
+    sources = sorted({experiment.entries[label].source for label in spaces} - {""})
+    runner.run_all([run(source, {}) for source in sources], workers=workers)
+    studies = {label: _Study(label, space) for label, space in spaces.items()}
+    deadline = time.monotonic() + (time_limit_secs or math.inf)
+    for number in range(trials):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        asked = {label: study.ask(number) for label, study in studies.items()}
+        runs = {label: run(label, settings) for label, settings in asked.items()}
+        diverged = runner.run_all(
+            list(runs.values()),
+            workers=workers,
+            time_limit_secs=None if math.isinf(left) else left,
+            may_diverge=True,
+        )
+        for label, (config, at) in runs.items():
+            if is_finished(at):
+                value = Result.load(at).best_metric
+                studies[label].tell(asked[label], value, config.metric)
+            elif at in diverged:
+                studies[label].fail(asked[label], diverged[at])
+    found = {label: study.best() for label, study in studies.items()}
+    return {label: best for label, best in found.items() if best}
+
+
+def _spaces(
+    experiment: Experiment, labels: Sequence[str], trials: int
+) -> dict[str, dict[str, Choice]]:
+    """Returns the search space of every entry to search for."""
     spaces = {
         label: {**experiment.search, **entry.search}
         for label, entry in experiment.entries.items()
@@ -65,38 +104,25 @@ def search(
             f"entry in the experiment; got {trials} and spaces for "
             f"{[label for label, space in spaces.items() if space]}."
         )
-    folder = pathlib.Path(workdir) / FOLDER
+    return spaces
 
-    def run(label: str, settings: Mapping[str, Any]) -> tuple[RunConfig, pathlib.Path]:
-        made = experiment.with_settings({label: settings})
-        config = made.run_config(label, data_dir, SEED)
-        source = experiment.entries[label].source
-        if source:  # as it is written: the source's own search must not move it
-            at = str(folder / source / _name({}))
-            values = {**config.method_config, "source_workdir": at}
-            config = config.model_copy(update={"method_config": values})
-        return config, folder / label / _name(settings)
 
-    sources = sorted({experiment.entries[label].source for label in spaces} - {""})
-    runner.run_all([run(source, {}) for source in sources], workers=workers)
-    studies = {label: _Study(space) for label, space in spaces.items()}
-    deadline = time.monotonic() + (time_limit_secs or math.inf)
-    for number in range(trials):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        asked = {label: study.ask(number) for label, study in studies.items()}
-        runs = {label: run(label, settings) for label, settings in asked.items()}
-        runner.run_all(
-            list(runs.values()),
-            workers=workers,
-            time_limit_secs=None if math.isinf(left) else left,
-        )
-        for label, (config, at) in runs.items():
-            if is_finished(at):
-                value = Result.load(at).best_metric
-                studies[label].tell(asked[label], value, config.metric)
-    return {label: study.best for label, study in studies.items() if study.best}
+def _run(
+    experiment: Experiment,
+    data_dir: str,
+    folder: pathlib.Path,
+    label: str,
+    settings: Mapping[str, Any],
+) -> tuple[RunConfig, pathlib.Path]:
+    """Returns the config of an entry's run with these settings, and its folder."""
+    made = experiment.with_settings({label: settings})
+    config = made.run_config(label, data_dir, SEED)
+    source = experiment.entries[label].source
+    if source:  # as it is written: the source's own search must not move it
+        at = str(folder / source / _name({}))
+        values = {**config.method_config, "source_workdir": at}
+        config = config.model_copy(update={"method_config": values})
+    return config, folder / label / _name(settings)
 
 
 def _name(settings: Mapping[str, Any]) -> str:
@@ -105,14 +131,9 @@ def _name(settings: Mapping[str, Any]) -> str:
 
 
 class _Study:
-    """One entry's search.
+    """One entry's search."""
 
-    Attributes:
-      best: The best settings so far, their value and the number of trials; {} before
-        the first.
-    """
-
-    def __init__(self, space: Mapping[str, Choice]):
+    def __init__(self, label: str, space: Mapping[str, Choice]):
         try:
             import optuna  # an extra of its own: training does not need it
         except ImportError as error:
@@ -121,12 +142,14 @@ class _Study:
                 "isthmus[search]."
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = dict(sorted(space.items()))
+        self._label, self._space = label, dict(sorted(space.items()))
         self._sampler = optuna.samplers.TPESampler(seed=SEED, n_startup_trials=5)
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler)
-        self._failed = optuna.trial.TrialState.FAIL
+        self._states = optuna.trial.TrialState
         self._trial: Any = None
-        self.best: dict[str, Any] = {}
+        self._trials = 0
+        self._errors: list[str] = []
+        self._best: dict[str, Any] = {}
 
     def ask(self, number: int) -> dict[str, Any]:
         """Returns the settings of trial `number`; the first are those as written."""
@@ -148,8 +171,49 @@ class _Study:
         if self._trial is not None and value is not None:
             self._study.tell(self._trial, measure.sign(name) * value)
         elif self._trial is not None:
-            self._study.tell(self._trial, state=self._failed)
-        count = self.best.get("trials", 0) + 1
-        if not self.best or measure.is_better(name, value, self.best["value"]):
-            self.best = {"settings": dict(settings), "value": value}
-        self.best["trials"] = count
+            self._study.tell(self._trial, state=self._states.FAIL)
+        self._trials += 1
+        if not self._best or measure.is_better(name, value, self._best["value"]):
+            self._best = {"settings": dict(settings), "value": value}
+
+    def fail(self, settings: Mapping[str, Any], error: str) -> None:
+        """Takes the error with which the settings asked for last diverged."""
+        logging.warning(
+            "search of %s: trial %d failed, settings %s: %s",
+            self._label,
+            self._trials,
+            json.dumps(settings, sort_keys=True) if settings else "as written",
+            error,
+        )
+        if self._trial is not None:
+            # Not FAIL, of which the sampler learns nothing: it ranks a pruned trial
+            # below all others and moves away from it.
+            self._study.tell(self._trial, state=self._states.PRUNED)
+        self._trials += 1
+        self._errors.append(error)
+
+    def best(self) -> dict[str, Any]:
+        """Returns the best settings, their value and the numbers of trials.
+
+        {} before the first trial.
+
+        Raises:
+          RuntimeError: When all failed.
+        """
+        counts = {"trials": self._trials, "failed": len(self._errors)}
+        if self._best or not self._errors:
+            return self._best and self._best | counts
+        space = "; ".join(f"{key}: {_shown(c)}" for key, c in self._space.items())
+        raise RuntimeError(
+            f"compare.search of entry {self._label!r} must have a trial whose loss "
+            f"stays finite; all {self._trials} diverged, the first, with the settings "
+            f"as written: {self._errors[0]} Narrow the entry's search space, above all "
+            f"the upper ends of learning rates ({space}), and lower the learning rate "
+            "as written."
+        )
+
+
+def _shown(choice: Choice) -> str:
+    if isinstance(choice, Range):
+        return f"{choice.low:g} to {choice.high:g}"
+    return ", ".join(map(str, choice))

@@ -19,6 +19,7 @@ from models.aread.search import Draw, MaskSearch, mask_scalars, search_streams
 from models.aread.stacked import StackedTrial
 from models.audit import Matrix
 from models.layers import experts, hierarchy_math
+from models.layers.cross_head import CrossHead
 from models.layers.domain_model import DomainModel
 from models.layers.domain_rows import DomainRows
 from models.layers.hierarchy import Hierarchy, check_layers
@@ -38,6 +39,10 @@ class AREADConfig(SearchConfig):
     expert_units: tuple[tuple[int, ...], ...] = ((64, 32), (32, 16), (16, 8))
     gate_width: int = Field(16, ge=1, description="of domain and expert vectors")
     gate_stddev: float = Field(0.1, gt=0, description="of their start")
+    head: Literal["plain", "dcn"] = Field(
+        "plain", description="dcn: crossed inputs added to every output"
+    )
+    cross_layers: int = Field(3, ge=1, description="of head dcn")
     norm: Literal["none", "layer"] = "layer"
     base_dropout: float = Field(0.0, ge=0, lt=1, description="of the MMoE's experts")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the hierarchy's experts")
@@ -72,6 +77,13 @@ class AREADModel(DomainModel):
             norm=config.norm,
             dropout=config.dropout,
         )
+        self.head: Any = None  # its user asks
+        if config.head == "dcn":
+            self.head = CrossHead(
+                config.num_experts[-1],
+                schema.num_tasks,
+                num_layers=config.cross_layers,
+            )
 
     def call(
         self, features: Mapping[str, tf.Tensor], training: bool = False
@@ -90,22 +102,31 @@ class AREADModel(DomainModel):
         self, features: Mapping[str, tf.Tensor], *, training: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns logits of all outputs [N_L, B, T], active ones [N_L, B, 1]."""
-        inputs = self.hei_inputs(features, training=training)
-        return self.hierarchy(inputs, features["domain"], training=training)
+        inputs, added = self.base(features, training=training)
+        outputs, active = self.hierarchy(inputs, features["domain"], training=training)
+        return outputs + added, active
 
-    def hei_inputs(
+    def base(
         self, features: Mapping[str, tf.Tensor], training: bool = False
-    ) -> tf.Tensor:
-        """Returns inputs of the first layer's experts, [N_1, B, I]: the MMoE's."""
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns all that the hierarchy does not compute.
+
+        Returns:
+          Inputs of the first layer's experts, [N_1, B, I]: those of the MMoE; what the
+          head adds to the outputs, [N_L, B, T], or 0 for all.
+        """
         x = self.embeddings({k: v for k, v in features.items() if k != "valid"})
         stacked = self.experts(x, training=training)
         weights = self.gates(x, DomainRows(features["domain"], 1))
-        return tf.transpose(experts.mix_stacked(weights, stacked), [1, 0, 2])
+        inputs = tf.transpose(experts.mix_stacked(weights, stacked), [1, 0, 2])
+        if self.head is None:
+            return inputs, tf.zeros([], inputs.dtype)
+        return inputs, self.head(x)
 
     def with_constant_masks(self) -> "AREADModel":
         """Returns a model on the same experts, masks and gates now constants."""
         copy = AREADModel(self.config, self.schema)
-        for name in ("embeddings", "experts", "gates"):
+        for name in ("embeddings", "experts", "gates", "head"):
             setattr(copy, name, getattr(self, name))
         copy.hierarchy = self.hierarchy.folded()
         method.build(copy, self.schema)
@@ -116,13 +137,13 @@ class AREAD(Method):
     """Adaptive recommendation for all domains.
 
     Source: Luo et al., AAAI 2025 (arXiv 2412.11905), Eq. (3)-(9), Algorithm 1.
-    Differs: plain output heads (the authors' code adds a cross network of the inputs
-    to each); layer normalisation for batch normalisation; batches mix domains; the
+    Differs: layer normalisation for batch normalisation; batches mix domains; the
     loss in masked training is the mean over active outputs (authors' code; `bagging=
     sum` is Eq. (8)); searches come after `warmup_steps` and at every multiple of
     `search_every`; by default a search trains the hierarchy only (`search_scope=all`
     is the paper's); mean gates are moving averages over training (the authors' code
     records them in the warm-up only); see `MaskSearch` and `Hierarchy` for the rest.
+    Output heads are plain, as in the paper; `head = dcn` is that of the authors' code.
     """
 
     Config = AREADConfig

@@ -39,6 +39,9 @@ class CCTLConfig(MethodConfig):
     norm: Literal["none", "layer"] = "none"
     embedding_stddev: float = Field(0.01, gt=0)
     scn_embedding: Literal["shared", "separate"] = "shared"
+    source_embedding: Literal["own", "target"] = Field(
+        "own", description="tables that source rows are read by"
+    )
     san_units: tuple[int, ...] = (64,)
     selector_units: tuple[int, ...] = (64, 32)
     mode: Literal["soft", "bernoulli"] = "soft"
@@ -64,6 +67,11 @@ class CCTLConfig(MethodConfig):
                 "optimizer.groups must hold equal settings for `mixed` and `pure`: "
                 "towers that learn differently differ by more than the source rows"
             )
+        if self.source_embedding == "target" and self.ren_weight:
+            raise ValueError(
+                "ren_weight must be 0 with source_embedding: target, where an id has "
+                f"one vector and there is nothing to keep apart; got {self.ren_weight}."
+            )
         return self
 
 
@@ -83,6 +91,11 @@ class CCTL(Method):
     loss; both towers share E^t, each giving it half its gradient (`separate`: not);
     slots and step counters are synced too; with alpha = 0 p is 1; REN's id term ends
     at orthogonal (`ren_id`); several tasks: losses and rewards are summed.
+
+    `source_embedding = target` is ours, for domains that share users and items: source
+    rows are read by E^t, so that what they teach about an id reaches the target.  With
+    `scn_embedding = separate` it is the mixed side's E^t, so that the reward sees it,
+    and the pure side's follows at each sync.
     """
 
     Config = CCTLConfig
@@ -119,6 +132,7 @@ class CCTL(Method):
             norm=config.norm,
             stddev=config.embedding_stddev,
             separate=config.scn_embedding == "separate",
+            own_source=config.source_embedding == "own",
             selector_units=config.selector_units if config.alpha else None,
             san_units=config.san_units,
         )

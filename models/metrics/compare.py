@@ -58,35 +58,45 @@ def compare_runs(
     cells, undefined, total = [], [], []
     for d, domain_name in enumerate(domains):
         for t, task in enumerate(tasks):
+            place = {"domain": domain_name, "task": task}
             kept = np.flatnonzero((domain == d) & mask[:, t])
-            sides = [
-                [
-                    noise.influence(labels[kept, t], np.asarray(run)[kept, t])
-                    for run in r
-                ]
-                for r in (runs_a, runs_b)
-            ]
-            if sides[0][0][0] is None:
-                undefined.append({"domain": domain_name, "task": task})
+            found = _influences(labels[:, t], runs_a, runs_b, kept, t)
+            if found is None:
+                undefined.append(place)
                 continue
-            values = [np.array([value for value, _ in side]) for side in sides]
-            parts = [np.mean([rows for _, rows in side], axis=0) for side in sides]
-            rows = np.zeros(domain.size)
-            rows[kept] = parts[0] - parts[1]
-            total.append((values[0], values[1], rows))
-            cells.append(
-                {
-                    "domain": domain_name,
-                    "task": task,
-                    "rows": int(kept.size),
-                    **_compared(values[0], values[1], _by_unit(rows, codes)),
-                }
-            )
-    mean = None
-    if total:
-        means = [np.mean(part, axis=0) for part in zip(*total, strict=True)]
-        mean = _compared(means[0], means[1], _by_unit(means[2], codes))
+            a, b, rows = found
+            total.append(found)
+            compared = _compared(a, b, _by_unit(rows, codes))
+            cells.append({**place, "rows": int(kept.size), **compared})
+    mean = _mean_of_cells(total, codes) if total else None
     return {"mean": mean, "cells": cells, "undefined": undefined}
+
+
+def _influences(
+    labels: Array, runs_a: Sequence[Any], runs_b: Sequence[Any], kept: Array, t: int
+) -> tuple[Array, Array, Array] | None:
+    """AUCs [seeds] of a and of b on the rows kept, influence [N] of each row on a - b.
+
+    None where the AUC is undefined.
+    """
+    sides = [
+        [noise.influence(labels[kept], np.asarray(run)[kept, t]) for run in runs]
+        for runs in (runs_a, runs_b)
+    ]
+    if sides[0][0][0] is None:
+        return None
+    a, b = (np.array([value for value, _ in side]) for side in sides)
+    mean_a, mean_b = (np.mean([rows for _, rows in side], axis=0) for side in sides)
+    result = np.zeros(labels.shape)
+    result[kept] = mean_a - mean_b
+    return a, b, result
+
+
+def _mean_of_cells(
+    total: Sequence[tuple[Array, Array, Array]], codes: Array | None
+) -> dict[str, Any]:
+    a, b, rows = (np.mean(part, axis=0) for part in zip(*total, strict=True))
+    return _compared(a, b, _by_unit(rows, codes))
 
 
 def _by_unit(rows: Array, codes: Array | None) -> Array:

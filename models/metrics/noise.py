@@ -196,34 +196,16 @@ def paired_bootstrap(
             f"got {num_resamples}. Take 200."
         )
     domain, labels = np.asarray(domain), np.asarray(labels)
-    mask = _mask(label_mask, labels)
     both = np.asarray(scores_a), np.asarray(scores_b)
-    cells = [
-        tuple(_Sorted(labels[kept, t], s[kept, t], kept) for s in both)
-        for d in np.unique(domain)
-        for t in range(labels.shape[1])
-        if (kept := np.flatnonzero((domain == d) & mask[:, t])).size
-        and 0 < labels[kept, t].sum() < kept.size
-    ]
+    cells = _sorted_cells(domain, labels, both, _mask(label_mask, labels))
     if not cells:
         raise ValueError(
             "paired_bootstrap.labels must hold both classes in some cell; got none."
         )
     codes = _codes(units)
     codes = np.arange(domain.size) if codes is None else codes
-    num_units = int(codes.max()) + 1
-    rng = np.random.default_rng(seed)
-    everything = np.ones(domain.size)
-    difference = _cell_differences(cells, everything).mean()
-    drawn, undefined = np.empty(num_resamples), 0
-    for i in range(num_resamples):
-        counts = np.bincount(
-            rng.integers(num_units, size=num_units), minlength=num_units
-        )
-        values = _cell_differences(cells, counts[codes].astype(np.float64))
-        undefined += int(np.isnan(values).sum())
-        drawn[i] = np.nanmean(values) if np.isfinite(values).any() else np.nan
-    drawn = drawn[np.isfinite(drawn)]
+    difference = _cell_differences(cells, np.ones(domain.size)).mean()
+    drawn, undefined = _resample(cells, codes, num_resamples, seed)
     beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Bootstrap(
@@ -293,6 +275,36 @@ class _Sorted:
         if pairs <= 0:
             return np.nan
         return positive @ (np.cumsum(negative) - 0.5 * negative) / pairs
+
+
+def _sorted_cells(
+    domain: Array, labels: Array, both: Sequence[Array], mask: Array
+) -> list[tuple[_Sorted, ...]]:
+    """Each cell that has both classes, sorted by either model."""
+    return [
+        tuple(_Sorted(labels[kept, t], s[kept, t], kept) for s in both)
+        for d in np.unique(domain)
+        for t in range(labels.shape[1])
+        if (kept := np.flatnonzero((domain == d) & mask[:, t])).size
+        and 0 < labels[kept, t].sum() < kept.size
+    ]
+
+
+def _resample(
+    cells: list[tuple[_Sorted, ...]], codes: Array, num_resamples: int, seed: int
+) -> tuple[Array, int]:
+    """Mean differences of the resamples that have one; cells of one class in all."""
+    num_units = int(codes.max()) + 1
+    rng = np.random.default_rng(seed)
+    drawn, undefined = np.empty(num_resamples), 0
+    for i in range(num_resamples):
+        counts = np.bincount(
+            rng.integers(num_units, size=num_units), minlength=num_units
+        )
+        values = _cell_differences(cells, counts[codes].astype(np.float64))
+        undefined += int(np.isnan(values).sum())
+        drawn[i] = np.nanmean(values) if np.isfinite(values).any() else np.nan
+    return drawn[np.isfinite(drawn)], undefined
 
 
 def _cell_differences(cells: list[tuple[_Sorted, ...]], weights: Array) -> Array:

@@ -40,7 +40,7 @@ def test_all_ones_masks_equal_the_unmasked_average():
 
     outputs = hierarchy_math.run_experts(
         named,
-        method.model.hei_inputs(batch.features),
+        method.model.base(batch.features)[0],
         unmasked,
         hierarchy.depths,
         norm="layer",
@@ -193,9 +193,10 @@ def test_padding_rows_are_no_rows_of_a_domain():
     assert method.search_state.steps.numpy().tolist() == [0, 1, 0]
 
 
-def test_export_model_has_masks_as_constants_for_every_domain(tmp_path):
+@pytest.mark.parametrize("head", ["plain", "dcn"])
+def test_export_model_has_masks_as_constants_for_every_domain(head, tmp_path):
     """No. 15."""
-    method = aread()
+    method = aread(head=head)
     aread_data.train(method, steps=1)
     put_masks(method)
     batch = data.make_batch(method.schema, 30, domain=list(range(3)) * 10)

@@ -33,16 +33,16 @@ def everything(method):
 
 
 @functools.cache
-def trained(scope):
+def trained(scope, head="plain"):
     """A method that has been trained a little, slots and mean gates not at zero."""
-    method = aread(search_scope=scope)
+    method = aread(search_scope=scope, head=head)
     aread_data.train(method)
     return method, VariableSnapshot(everything(method)), method.config
 
 
-def ready(scope="hei", **settings):
+def ready(scope="hei", head="plain", **settings):
     """The trained method of a scope as it was at first, with other search settings."""
-    method, start, config = trained(scope)
+    method, start, config = trained(scope, head)
     start.restore()
     config = config.model_copy(update=settings)
     method.mask_search.config = method.mask_search.trial.config = config
@@ -175,9 +175,10 @@ def test_candidate_that_diverged_is_not_chosen(monkeypatch):
     assert method.mask_search.last["d0"].chosen == 2
 
 
-def test_stacked_candidates_equal_training_each_alone():
+@pytest.mark.parametrize("head", ["plain", "dcn"])
+def test_stacked_candidates_equal_training_each_alone(head):
     """Every copy against the model itself under its mask: same weights, gates, loss."""
-    method = ready()
+    method = ready(head=head)
     trial, hierarchy = method.mask_search.trial, method.model.hierarchy
     rng = np.random.default_rng(4)
     full = tuple(np.ones(m.shape[1:], bool) for m in hierarchy.masks)
