@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 
 import pytest
+import yaml
 
-from models import compare, registry
+from models import compare, registry, train
 from models.comparison import experiment, report, runner, table
 from tests.helpers import tiny_dataset
+from tests.models.training import fakes
 
 PAPER = {"paper": [50.0] * 4}
 needs_two = pytest.mark.skipif(
@@ -226,6 +229,34 @@ def test_a_failing_run_names_itself_and_ends_the_others(
     with pytest.raises(RuntimeError, match=expected):
         compare.compare(make(), data_dir, tmp_path, seeds=2, workers=2)
     assert [process.poll() for process in started] == [3, -signal.SIGTERM]
+
+
+@needs_two
+def test_a_worker_that_diverges_need_not_end_the_others(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(registry.METHODS, "fake", "tests.models.training.fakes:Fake")
+    config = fakes.config(data_dir, method_config={"nan_from_step": 2})
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    status = train.main([f"--config={path}", f"--workdir={tmp_path / 'alone'}"])
+    ending = capsys.readouterr().err  # what a worker leaves in its log
+    runs = [(config, tmp_path / name) for name in ("bad", "good")]
+
+    def start(_, folder, processors):
+        folder.mkdir()
+        (folder / runner.LOG_FILE).write_text(ending)
+        code = status if folder.name == "bad" else 0
+        return subprocess.Popen(["sh", "-c", f"exit {code}"])
+
+    monkeypatch.setattr(runner, "_start", start)
+    found = runner.run_all(runs, workers=2, may_diverge=True)
+    assert list(found) == [tmp_path / "bad"]
+    assert found[tmp_path / "bad"].startswith("loss must be finite; it was not at step")
+    for _, folder in runs:
+        shutil.rmtree(folder)
+    with pytest.raises(RuntimeError, match="bad must end with status 0; got 1"):
+        runner.run_all(runs, workers=2)
 
 
 @pytest.mark.parametrize("workers", [0, 10_000])

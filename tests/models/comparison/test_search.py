@@ -5,6 +5,7 @@ import types
 import pytest
 
 from models.comparison import experiment, runner, search
+from models.training.nonfinite import NonFiniteLossError
 from models.training.result import Result
 
 SPACE = {
@@ -35,16 +36,14 @@ def runs(monkeypatch):
     """Runs that take no time: the best batch is 64, the best learning rate 0.01."""
     done = {}
 
-    def run_all(runs, *, workers, time_limit_secs=None):
-        for config, folder in runs:
-            if folder in done:
-                continue
-            rate = config.parsed_method_config().optimizer.dense.learning_rate
-            value = 0.8 - abs(rate - 0.01) - 0.1 * (config.batch_size != 64)
-            done[folder] = (config, value)
+    def train(config, folder):
+        rate = config.parsed_method_config().optimizer.dense.learning_rate
+        value = 0.8 - abs(rate - 0.01) - 0.1 * (config.batch_size != 64)
+        done[folder] = (config, value)
 
-    monkeypatch.setattr(runner, "run_all", run_all)
-    monkeypatch.setattr(search, "is_finished", lambda folder: folder in done)
+    monkeypatch.setattr(runner, "train", train)
+    for module in (runner, search):
+        monkeypatch.setattr(module, "is_finished", lambda folder: folder in done)
     result = lambda folder: types.SimpleNamespace(best_metric=done[folder][1])  # noqa: E731
     monkeypatch.setattr(Result, "load", staticmethod(result))
     return done
@@ -118,6 +117,65 @@ def test_a_source_is_run_as_written_for_the_search_of_its_readers(runs, tmp_path
     assert len(readers) == 3
     for config in readers:
         assert config.method_config["source_workdir"] == str(written)
+
+
+@pytest.fixture
+def diverge(runs, monkeypatch):
+    """Makes runs diverge for which `is_bad(config, folder)`; returns their folders."""
+    train, folders = runner.train, []
+
+    def patch(is_bad):
+        def one(config, folder):
+            if not is_bad(config, folder):
+                return train(config, folder)
+            folders.append(folder)
+            raise NonFiniteLossError("loss must be finite; it was not.\nSecond line.")
+
+        monkeypatch.setattr(runner, "train", one)
+        return folders
+
+    return patch
+
+
+def test_a_trial_that_diverges_is_logged_as_failed_and_the_search_goes_on(
+    runs, diverge, tmp_path, caplog
+):
+    folders = diverge(lambda config, _: config.batch_size == 128)
+    found = search.search(make(), "data", tmp_path, trials=8)
+    assert {k: v["trials"] for k, v in found.items()} == {"a": 8, "b": 8}
+    assert found["a"]["settings"]["batch_size"] == 64
+    bad = [f for f in folders if f.parent.name == "a"]
+    assert 0 < len(bad) == found["a"]["failed"]
+    lines = [m for m in caplog.messages if m.startswith("search of a: trial ")]
+    assert len(lines) == len(bad)
+    assert '"batch_size": 128' in lines[0]
+    assert lines[0].endswith(": loss must be finite; it was not.")
+    assert search.search(make(), "data", tmp_path, trials=8) == found
+
+
+def test_a_search_outlives_the_settings_as_written(diverge, tmp_path):
+    diverge(lambda _, folder: folder.name == "as_written")
+    found = search.search(make(), "data", tmp_path, trials=3)["a"]
+    assert (found["trials"], found["failed"]) == (3, 1)
+    assert found["settings"]
+
+
+def test_an_entry_all_of_whose_trials_diverge_is_an_error(runs, diverge, tmp_path):
+    diverge(lambda _, folder: folder.parent.name == "b")
+    expected = (
+        r"entry 'b' must .* 7 of 7 that diverged.*as written: loss must be finite; "
+        r"it was not\. Narrow .*batch_size: 64, 128; .*learning_rate: 0\.0001 to 0\.1"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        search.search(make(), "data", tmp_path, trials=7)
+    assert sum(f.parent.name == "a" for f in runs) == 7
+
+
+def test_a_source_that_diverges_ends_the_search_of_its_readers(diverge, tmp_path):
+    diverge(lambda _, folder: folder.parent.name == "b")
+    entries = {"a": {"method": "ecat", "source": "b"}, "b": {"method": "eta"}}
+    with pytest.raises(NonFiniteLossError):
+        search.search(make(entries=entries), "data", tmp_path, trials=2, labels=("a",))
 
 
 def test_an_experiment_without_a_space_is_refused(tmp_path):

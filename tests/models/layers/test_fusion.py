@@ -96,3 +96,38 @@ def test_fixed_fusion_gives_its_table_without_weights():
 
 def test_config_round_trip():
     twins.check_config(Fusion(3, 2, initial=0.5, per_head=True))
+
+
+@pytest.mark.parametrize(("signs", "direction"), [("+++", -1), ("+-+", 1)])
+def test_own_share_falls_where_domains_agree_and_rises_where_one_conflicts(
+    signs, direction
+):
+    """Experts that each know their domain's taste up to an error of their own."""
+    rng = np.random.default_rng(5)
+    rows, width = 3000, 8
+    taste = rng.normal(size=width)
+    tastes = np.stack([taste if s == "+" else -taste for s in signs])
+    x, domain = rng.normal(size=(rows, width)), rng.integers(0, 3, rows)
+    clicks = rng.uniform(size=rows) < 1 / (1 + np.exp(-(x * tastes[domain]).sum(1)))
+    experts = tastes + 0.7 * rng.normal(size=tastes.shape)
+    outputs = tf.constant(x @ experts.T, tf.float32)  # [rows, 3]
+    labels = tf.constant(clicks, tf.float32)
+    layer = Fusion(3, 1)
+    set_weights(layer, alpha_domain=0.9, beta_domain=0.6)
+
+    @tf.function(autograph=False)
+    def step():
+        with tf.GradientTape() as tape:
+            weights = tf.gather(layer(labels)[:, 0, :3], domain)
+            logits = tf.reduce_sum(weights * outputs, axis=1)
+            loss = tf.reduce_mean(
+                tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+            )
+        raw = [layer.raw["alpha_domain"], layer.raw["beta_domain"]]
+        for variable, gradient in zip(raw, tape.gradient(loss, raw), strict=True):
+            variable.assign_sub(2.0 * gradient)
+
+    for _ in range(60):
+        step()
+    moved = layer.values()["fusion/beta_domain"] - 0.6
+    assert moved * direction > 0.15, moved

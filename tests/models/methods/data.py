@@ -120,6 +120,27 @@ def make_batch(schema, rows, *, seed=0, domain=None):
     )
 
 
+def number_schema(count, domains, *extra):
+    """Number fields x0.. and one task: for rows of `linear_batch`."""
+    numbers = [FeatureInfo(f"x{i}", "item", "number") for i in range(count)]
+    return ModelSchema((*numbers, *extra), tuple(domains), ("click",))
+
+
+def linear_batch(rng, domain, tastes):
+    """Rows x ~ N(0, 1) of these domains; a click with probability sigma(x taste_d)."""
+    x = rng.normal(size=(len(domain), tastes.shape[1])).astype("f")
+    clicks = rng.uniform(size=len(x)) < 1 / (1 + np.exp(-(x * tastes[domain]).sum(1)))
+    features = {f"x{i}": tf.constant(column) for i, column in enumerate(x.T)}
+    return Batch(
+        features | {"domain": tf.constant(domain, tf.int32)},
+        tf.constant(clicks[:, None], tf.float32),
+        tf.ones([len(x), 1]),
+        tf.ones([len(x)]),
+        tf.ones([len(x)], tf.bool),
+        {},
+    )
+
+
 def take(batch, index):
     """Rows `index` of a batch, in that order."""
     return tf.nest.map_structure(lambda x: tf.gather(x, index), batch)

@@ -6,7 +6,7 @@ import numpy as np  # isort: skip
 import pytest  # isort: skip
 import tensorflow as tf  # isort: skip
 
-from features.schema import FeatureInfo, ModelSchema  # isort: skip
+from features.schema import FeatureInfo  # isort: skip
 from models.method import MAIN  # isort: skip
 from models.methods.cctl import SOURCE  # isort: skip
 from models.metrics.auc import auc  # isort: skip
@@ -16,35 +16,23 @@ from models.training.signals import Interrupted, StopRequest  # isort: skip
 from tests.helpers import tiny_dataset  # isort: skip
 from tests.models.methods import data  # isort: skip
 from tests.models.training import fakes  # isort: skip
-from tfrecords_tools.batch import Batch  # isort: skip
 
 NUMBERS, SOURCE_ROWS, TARGET_ROWS = 16, 8000, 3000
 TARGET_BATCH, SOURCE_BATCH, WINDOW, NUM_WINDOWS = 16, 64, 5, 100
 
 
 def planted_schema():
-    numbers = [FeatureInfo(f"x{i}", "item", "number") for i in range(NUMBERS)]
     region = FeatureInfo("region", "context", "number")
-    return ModelSchema((*numbers, region), ("big", "small"), ("click",))
+    return data.number_schema(NUMBERS, ("big", "small"), region)
 
 
 def planted_rows(rng, rows, weights, *, domain):
     """Clicks follow `weights`; in the source's region -1 the labels are flipped."""
-    x = rng.normal(size=(rows, NUMBERS)).astype("f")
-    label = rng.uniform(size=rows) < 1 / (1 + np.exp(-x @ weights))
+    batch = data.linear_batch(rng, np.full(rows, domain), np.stack([weights] * 2))
     region = rng.choice([1, -1], rows) if domain == 0 else np.zeros(rows)
-    label = np.where(region < 0, ~label, label)
-    features = {f"x{i}": tf.constant(x[:, i]) for i in range(NUMBERS)}
-    features["region"] = tf.constant(region, tf.float32)
-    features["domain"] = tf.fill([rows], domain)
-    return Batch(
-        features,
-        tf.constant(label[:, None], tf.float32),
-        tf.ones([rows, 1]),
-        tf.ones([rows]),
-        tf.ones([rows], tf.bool),
-        {},
-    )
+    labels = tf.where(region[:, None] < 0, 1.0 - batch.labels, batch.labels)
+    features = batch.features | {"region": tf.constant(region, tf.float32)}
+    return batch._replace(features=features, labels=labels)
 
 
 def train_planted(seed, **settings):
