@@ -96,38 +96,25 @@ def export(
     version = publish.next_version(base_dir, version)
     module = ServingModule(method, dataset, unknown_domain)
     published = publish.versions(base_dir)
+    previous = base_dir / str(published[-1]) if published else None
     with publish.atomic_version(base_dir, version) as folder:
         tf.saved_model.save(module, str(folder), signatures=module.signatures())
         assert_only_serving_variables(folder, method)
         same = parity.check_parity(folder, method, dataset, split=split)
-        table = samples.read_samples(
-            dataset, split, max(warmup.BATCH_SIZES), method.serving_domains()
-        )
-        arrays = samples.raw_arrays(dataset.info.spec, module.inputs, table)
-        warmup.write_warmup(folder, base_dir.name, module.inputs, arrays)
+        _write_warmup(folder, base_dir.name, module, method, dataset, split)
         scores = gate.candidate_scores(method, dataset, split)
-        previous = base_dir / str(published[-1]) if published else None
         decision = gate.decide(
             scores, previous, mode=gate_mode, scores_path=gate_scores
         )
         gate.save_scores(folder, scores)
         metadata = _metadata(module, method, dataset, base_dir.name, version)
-        metadata |= {
-            "parity": dataclasses.asdict(same),
-            "gate": dataclasses.asdict(decision),
-        }
-        path = folder / "assets.extra" / METADATA_FILE
-        path.write_text(json.dumps(metadata, indent=2, sort_keys=True), "utf-8")
+        _write_metadata(folder, metadata, same, decision)
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if keep:
         publish.keep_newest(base_dir, keep)
+    num_parameters = sum(v.shape.num_elements() for v in method.serving_variables())
     return Exported(
-        base_dir / str(version),
-        version,
-        same,
-        decision,
-        sum(v.shape.num_elements() for v in method.serving_variables()),
-        size,
+        base_dir / str(version), version, same, decision, num_parameters, size
     )
 
 
@@ -157,6 +144,36 @@ def assert_only_serving_variables(folder: pathlib.Path, method: Method) -> None:
             f"serving_variables(); too many {dict(saved - allowed)}, missing "
             f"{dict(allowed - saved)} ({folder})."
         )
+
+
+def _write_warmup(
+    folder: pathlib.Path,
+    name: str,
+    module: ServingModule,
+    method: Method,
+    dataset: Dataset,
+    split: str,
+) -> None:
+    """Writes the warm-up file from real rows of domains that are served."""
+    table = samples.read_samples(
+        dataset, split, max(warmup.BATCH_SIZES), method.serving_domains()
+    )
+    arrays = samples.raw_arrays(dataset.info.spec, module.inputs, table)
+    warmup.write_warmup(folder, name, module.inputs, arrays)
+
+
+def _write_metadata(
+    folder: pathlib.Path,
+    metadata: dict[str, Any],
+    same: parity.Parity,
+    decision: gate.Decision,
+) -> None:
+    values = metadata | {
+        "parity": dataclasses.asdict(same),
+        "gate": dataclasses.asdict(decision),
+    }
+    path = folder / "assets.extra" / METADATA_FILE
+    path.write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
 
 
 def _metadata(

@@ -8,6 +8,8 @@ DeLong's paired test per domain and task.
 import dataclasses
 import pathlib
 import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -80,18 +82,7 @@ def decide(
         return Decision(None, "first version, nothing to compare with", {})
     version = int(published_dir.name)
     path = scores_path or published_dir / "assets.extra" / SCORES_FILE
-    if not path.exists():
-        raise GateError(
-            f"gate: the scores of the published version {version} must be there; "
-            f"there is no {path}. Publish once with --gate off."
-        )
-    try:
-        published = Scores.load(path)
-    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise GateError(
-            f"gate: {path} must be scores that an export wrote; it cannot be read: "
-            f"{error}. Publish once with --gate off."
-        ) from error
+    published = _load_scores(path, version)
     ours, theirs = _shared_rows(candidate, published, version)
     result = compare_runs(
         domain=candidate.domain[ours],
@@ -102,14 +93,38 @@ def decide(
         domains=candidate.domains,
         tasks=candidate.tasks,
     )
-    differences, fallen = {}, []
-    for cell in result["cells"]:
-        name = f"{cell['domain']}/{cell['task']}"
+    _refuse_falls(result["cells"], version)
+    differences = {_name(cell): cell["difference"] for cell in result["cells"]}
+    worst = min(differences, key=differences.__getitem__, default="")
+    text = f"no domain fell beyond its noise against version {version}"
+    if worst:
+        text += f" (lowest: {worst} {differences[worst]:+.4f} AUC)"
+    return Decision(version, text, differences)
+
+
+def _load_scores(path: pathlib.Path, version: int) -> Scores:
+    if not path.exists():
+        raise GateError(
+            f"gate: the scores of the published version {version} must be there; "
+            f"there is no {path}. Publish once with --gate off."
+        )
+    try:
+        return Scores.load(path)
+    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise GateError(
+            f"gate: {path} must be scores that an export wrote; it cannot be read: "
+            f"{error}. Publish once with --gate off."
+        ) from error
+
+
+def _refuse_falls(cells: Iterable[Mapping[str, Any]], version: int) -> None:
+    """Raises when a cell of `compare_runs` fell beyond its noise."""
+    fallen = []
+    for cell in cells:
         difference, noise = cell["difference"], cell["standard_error_rows"] or 0.0
-        differences[name] = difference
         if difference < -NOISE_FACTOR * noise:
             fallen.append(
-                f"{name} AUC {cell['auc_b']:.4f} -> {cell['auc_a']:.4f} "
+                f"{_name(cell)} AUC {cell['auc_b']:.4f} -> {cell['auc_a']:.4f} "
                 f"({difference:+.4f}, noise {noise:.4f})"
             )
     if fallen:
@@ -118,11 +133,10 @@ def decide(
             f"version {version}; fell: {'; '.join(fallen)}. Not published. Train "
             "again, or decide for yourself with --gate off."
         )
-    worst = min(differences, key=differences.__getitem__, default="")
-    text = f"no domain fell beyond its noise against version {version}"
-    if worst:
-        text += f" (lowest: {worst} {differences[worst]:+.4f} AUC)"
-    return Decision(version, text, differences)
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    return f"{cell['domain']}/{cell['task']}"
 
 
 def _shared_rows(

@@ -115,9 +115,13 @@ class StackedTrial:
 
     def rows(self, batch: Batch) -> _Rows:
         """Returns a batch with what the base computes in place of features."""
-        base = (tf.cast(part, tf.float32) for part in self._base(batch.features))
-        weights = batch.weight[:, tf.newaxis] * batch.label_mask
-        return _Rows(*base, batch.labels, weights)
+        inputs, added = self._base(batch.features)
+        return _Rows(
+            tf.cast(inputs, tf.float32),
+            tf.cast(added, tf.float32),
+            batch.labels,
+            batch.weight[:, tf.newaxis] * batch.label_mask,
+        )
 
     def train_step(
         self,

@@ -206,10 +206,10 @@ class _Study:
         space = "; ".join(f"{key}: {_shown(c)}" for key, c in self._space.items())
         raise RuntimeError(
             f"compare.search of entry {self._label!r} must have a trial whose loss "
-            f"stays finite; all {self._trials} diverged, the first, with the settings "
-            f"as written: {self._errors[0]} Narrow the entry's search space, above all "
-            f"the upper ends of learning rates ({space}), and lower the learning rate "
-            "as written."
+            f"stays finite; got {self._trials} of {self._trials} that diverged, the "
+            f"first, with the settings as written: {self._errors[0]} Narrow the "
+            "entry's search space, above all the upper ends of learning rates "
+            f"({space}), and lower the learning rate as written."
         )
 
 
