@@ -71,9 +71,10 @@ def _searched(summary: Mapping[str, Any]) -> list[str]:
             + (f"{value:.3g}" if isinstance(value, float) else str(value))
             for key, value in values["settings"].items()
         )
-        lines.append(
-            f"- {label}: {settings or 'as written'} ({values['trials']} trials)"
-        )
+        trials = f"{values['trials']} trials"
+        if values["failed"]:
+            trials += f", of which {values['failed']} diverged"
+        lines.append(f"- {label}: {settings or 'as written'} ({trials})")
     return lines
 
 

@@ -146,12 +146,12 @@ def test_page_says_what_a_search_chose(summary):
         "batch_size": 64,
     }
     summary["search"] = {
-        "ours": {"settings": settings, "value": 0.8, "trials": 4},
-        "base": {"settings": {}, "value": 0.7, "trials": 4},
+        "ours": {"settings": settings, "value": 0.8, "trials": 4, "failed": 0},
+        "base": {"settings": {}, "value": 0.7, "trials": 4, "failed": 1},
     }
     page = text.to_markdown(summary)
     expected = (
         "- ours: optimizer.dense.learning_rate = 0.0123, batch_size = 64 (4 trials)"
     )
     assert expected in page
-    assert "- base: as written (4 trials)" in page
+    assert "- base: as written (4 trials, of which 1 diverged)" in page
