@@ -1,5 +1,7 @@
 """What every registered method promises.  A new method is tested by its line there."""
 
+import functools
+
 import models  # noqa: F401 - chooses Keras 2, so it comes first
 
 import numpy as np  # isort: skip
@@ -32,9 +34,15 @@ def schema():
     return data.make_schema()
 
 
+@functools.cache
+def untrained(name):
+    """One method for all tests that only read it: making them is a minute of theirs."""
+    return data.make_method(name, data.make_schema())
+
+
 @pytest.mark.parametrize("rows", [1, 7])
 def test_logits_are_float32_one_per_row_by_task(name, schema, rows):
-    method = data.make_method(name, schema)
+    method = untrained(name)
     out = method.model(data.make_batch(schema, rows).features)
     assert list(out) == list(schema.tasks)
     for value in out.values():
@@ -53,8 +61,8 @@ def test_gradient_reaches_every_trainable_variable(name, schema):
     assert all(np.isfinite(g).all() for g in gradients.values())
 
 
-def test_every_trainable_variable_is_in_one_group(name, schema):
-    method = data.make_method(name, schema)
+def test_every_trainable_variable_is_in_one_group(name):
+    method = untrained(name)
     grouped = [v.ref() for g in method.variable_groups().values() for v in g]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {v.ref() for v in method.model.trainable_variables}
@@ -82,8 +90,8 @@ def test_memorises_64_rows_with_one_trace(name, schema):
     assert step.experimental_get_tracing_count() == 1
 
 
-def test_stacked_weights_differ_at_start(name, schema):
-    method = data.make_method(name, schema)
+def test_stacked_weights_differ_at_start(name):
+    method = untrained(name)
     for variable in method.model.trainable_variables:
         values = variable.numpy()
         if values.ndim < 3 or len(np.unique(values)) == 1:
@@ -116,7 +124,7 @@ def test_zero_weight_padding_rows_change_nothing(name, schema):
 
 @pytest.mark.parametrize("rows", [40, 600])
 def test_permuting_rows_permutes_logits(name, schema, rows):
-    method = data.make_method(name, schema)
+    method = untrained(name)
     batch = data.make_batch(schema, rows)
     order = np.random.default_rng(3).permutation(rows)
     np.testing.assert_allclose(
@@ -139,7 +147,7 @@ def test_a_row_scores_the_same_alone_and_in_a_batch(name, schema):
 
 
 def test_unknown_batch_size_gives_the_same_logits(name, schema):
-    method = data.make_method(name, schema)
+    method = untrained(name)
     batch = data.make_batch(schema, 300)
     specs = {
         k: tf.TensorSpec([None, *v.shape[1:]], v.dtype)
@@ -210,7 +218,7 @@ def test_absent_domain_gives_finite_step(name, schema):
 
 
 def test_ids_outside_their_table_score_as_unknown(name, schema):
-    method = data.make_method(name, schema)
+    method = untrained(name)
     batch = data.make_batch(schema, 4)
     for bad in (-3, 10**6):
         outside, unknown = (
