@@ -10,7 +10,7 @@ from typing import Any
 
 from features.config import lookup_error
 from models.compare import add_run_flags, compare, run_arguments, stop_on_sigterm
-from models.comparison import prepare, text
+from models.comparison import overview, prepare, text
 from models.comparison.experiment import Experiment, load_experiment
 
 EPILOG = """examples:
@@ -26,6 +26,7 @@ def write_results(
 ) -> pathlib.Path:
     """Writes the summaries of data sets beside those already there; returns the page.
 
+    The overview of all experiments in that folder is written anew.
     The page says how many seeds each entry has: a run that was cut short is shown as
     far as it got.
     """
@@ -47,6 +48,7 @@ def write_results(
     path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
     page = path.with_suffix(".md")
     page.write_text("\n".join(parts), "utf-8")
+    overview.write(results_dir)
     return page
 
 

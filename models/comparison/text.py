@@ -51,7 +51,7 @@ def to_markdown(
     if not summary["entries"]:
         return "no run has finished yet\n"
     head, *rows = _grid(summary, references or {}, marked="**{}**")
-    lines = [_row(head), "|" + "---|" * len(head), *map(_row, rows)]
+    lines = [markdown_row(head), "|" + "---|" * len(head), *map(markdown_row, rows)]
     for role, values in summary["differences"].items():
         first, *cells = _difference(summary["main"], role, values)
         lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
@@ -78,7 +78,8 @@ def _searched(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _row(values: Sequence[str]) -> str:
+def markdown_row(values: Sequence[str]) -> str:
+    """Returns a line of a Markdown table."""
     return "| " + " | ".join(values) + " |"
 
 
@@ -100,9 +101,9 @@ def _grid(
         rows.append(
             [
                 marked.format(label) if label == summary["main"] else label,
-                *(_stats(cell["auc"]) for cell in entry["cells"]),
-                *(_stats(entry["groups"][name]) for name in groups),
-                _stats(entry["mean_auc"]),
+                *(mean_and_std(cell["auc"]) for cell in entry["cells"]),
+                *(mean_and_std(entry["groups"][name]) for name in groups),
+                mean_and_std(entry["mean_auc"]),
                 "-" if loss is None else f"{loss:.4f}",
                 "-" if speed is None else f"{speed:,.0f}",
                 f"{entry['num_parameters']:,}",
@@ -143,7 +144,7 @@ def _difference(main: str, role: str, values: Mapping[str, Any]) -> list[str]:
     mean = values["mean"]
     lines = [
         f"{main} - {values['label']} ({role.replace('_', ' ')}), AUC x 100: "
-        + _gain(mean)
+        + gain(mean)
         + f"; noise of test rows {_error(mean['standard_error_rows'])}, of seeds "
         f"{_error(mean['standard_error_seeds'])}, p = {_p(mean['p_value'])}"
     ]
@@ -151,11 +152,12 @@ def _difference(main: str, role: str, values: Mapping[str, Any]) -> list[str]:
     width = max((len(f"{c['domain']}/{c['task']}") for c in cells), default=0)
     for cell in cells:
         name = f"{cell['domain']}/{cell['task']}".ljust(width)
-        lines.append(f"  {name}  {_gain(cell)}  {_verdict(cell)}")
+        lines.append(f"  {name}  {gain(cell)}  {_verdict(cell)}")
     return lines + [f"  {line}" for line in _alarm(values)]
 
 
-def _gain(values: Mapping[str, Any]) -> str:
+def gain(values: Mapping[str, Any]) -> str:
+    """Returns a difference of `compare_runs` with its standard error, AUC x 100."""
     error = values["standard_error"]
     noise = "" if error is None else f" +-{100 * error:.2f}"
     return f"{100 * values['difference']:+.2f}{noise}"
@@ -168,7 +170,8 @@ def _verdict(cell: Mapping[str, Any]) -> str:
     return "better" if cell["difference"] > 0 else "worse"
 
 
-def _stats(stats: Mapping[str, float | None]) -> str:
+def mean_and_std(stats: Mapping[str, float | None]) -> str:
+    """Returns a mean over seeds and its deviation, AUC x 100."""
     if stats["mean"] is None:
         return UNDEFINED
     spread = "" if stats["std"] is None else f" +-{100 * stats['std']:.2f}"
