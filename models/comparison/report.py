@@ -42,9 +42,9 @@ def write_report(
         f"Scores of {summary['main']}, by domain": _histograms(scores),
     }
     for label, runs in results.items():
-        for path in sorted(runs[0].workdir.glob("audit_*.csv")):
-            what = path.stem.removeprefix("audit_").replace("_", " ")
-            plots[f"Mean {what} of {label} over training"] = audit_figure(path)
+        for audit in sorted(runs[0].workdir.glob("audit_*.csv")):
+            what = audit.stem.removeprefix("audit_").replace("_", " ")
+            plots[f"Mean {what} of {label} over training"] = audit_figure(audit)
         for name, matrix in load_matrices(runs[0].workdir).items():
             plots[f"{label}: {name}"] = matrix_figure(matrix)
     template = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)

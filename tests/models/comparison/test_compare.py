@@ -172,6 +172,19 @@ def test_report_is_one_file_with_table_and_curves(done):
     assert len(report.history_paths(folder / "big" / "seed0")) == 1
 
 
+def test_report_shows_audits_and_leaves_them_as_they_are(done, data_dir):
+    folder, _ = done
+    audit = folder / "big" / "seed0" / "audit_weight.csv"
+    content = "source,value,rows,mean_weight\nd0,,4,0.5\nd0,1,4,0.5\n"
+    audit.write_text(content)
+    (folder / "report.html").unlink()
+    compare.compare(make(), data_dir, folder, seeds=2, references=PAPER)
+    assert audit.read_text() == content
+    assert "Mean weight of big over training" in (folder / "report.html").read_text()
+    audit.unlink()
+    compare.compare(make(), data_dir, folder, seeds=2, references=PAPER)
+
+
 def test_a_source_is_trained_before_the_entries_that_read_it(
     tmp_path, data_dir, monkeypatch
 ):
