@@ -56,7 +56,7 @@ class CCTLConfig(MethodConfig):
     ren_id: representation.Penalty = "relu"
     ren_ids: tuple[str, ...] = ()
     ren_sequences: dict[str, str] = {}
-    serve: Literal["pure", "synced"] = "pure"
+    serve: Literal["pure", "synced"] = "synced"
     audit_feature: str = ""
 
     @model_validator(mode="after")
