@@ -132,8 +132,18 @@ def history_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def audit_figure(path: pathlib.Path) -> Figure:
-    """Bars of the mean weight by domain, and points of it by feature value."""
-    table = pd.read_csv(path)
+    """Bars of the mean weight by domain, and points of it by feature value.
+
+    Raises:
+      ValueError: For a file that is no audit.
+    """
+    try:
+        table = pd.read_csv(path)[["source", "value", "rows", "mean_weight"]]
+    except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(
+            f"report: {path} must be an audit that a run wrote; it cannot be read: "
+            f"{str(error).strip()}. Delete it to leave it out, or train again."
+        ) from error
     whole = table[table["value"].isna()]
     figure, axes = _figure()
     places = np.arange(len(whole))

@@ -54,6 +54,14 @@ def test_table_has_hand_counted_means_by_source_and_value(tmp_path):
     assert heights == pytest.approx([0.5, 0.525])
 
 
+@pytest.mark.parametrize("content", ["", "<html>\na,b\nc,d,e\n", "source,rows\na,1\n"])
+def test_file_that_is_no_audit_is_named(content, tmp_path):
+    path = tmp_path / "audit_x.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"audit_x.csv must be an audit.*Delete it"):
+        report.audit_figure(path)
+
+
 def test_recent_means_are_those_since_the_mark():
     audit = WeightAudit(["books", "music"])
     assert audit.means() == {}
