@@ -5,15 +5,13 @@ Flags that are not listed here are Beam's own pipeline options.
 
 import argparse
 import json
-import logging
 import sys
 import time
-import traceback
 from typing import Any
 
+from features.dataset import Dataset
+from pipeline import launch
 from pipeline.augmentation import NEGATIVE, POSITIVE, AugmentOptions
-from pipeline.errors import is_user_error, root_cause
-from pipeline.preprocess import check_beam_args
 
 EPILOG = """examples:
   python -m pipeline.augment --data_dir data
@@ -30,13 +28,7 @@ counts per domain.
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the job's own flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m pipeline.augment",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    result = launch.parser("augment", description=__doc__, epilog=EPILOG)
     add = result.add_argument
     add("--data_dir", required=True, help="prepared data set")
     add("--task", help="whose positives are copied (default: the first)")
@@ -80,30 +72,27 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     args, beam_args = parser().parse_known_args(argv)
-    logging.getLogger().setLevel(logging.WARNING)
     start = time.monotonic()
-    try:
-        check_beam_args(beam_args)
-        given = {name: value for name, value in vars(args).items() if value is not None}
-        options = AugmentOptions.parse(
-            {**given, "show_progress": True, "beam_args": tuple(beam_args)}
-        )
-        # What a worker logs on failure comes again, shorter, as the error below.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        # Here, not at the top: --help need not wait for Beam.
-        from pipeline.jobs import augment
-
-        dataset = augment.run(options)
-        path = dataset.data_dir / augment.REPORT_FILE
-        report = json.loads(path.read_text("utf-8"))
-    except Exception as error:  # runners raise anything
-        if not is_user_error(error):
-            traceback.print_exc()
-        print(f"augment failed: {root_cause(error)}", file=sys.stderr)
+    done = launch.attempt("augment", lambda: _run(args, beam_args))
+    if done is None:
         return 1
+    dataset, report = done
     print(summary(report))
     print(f"stream: {dataset.data_dir} ({time.monotonic() - start:.1f} s)")
     return 0
+
+
+def _run(
+    args: argparse.Namespace, beam_args: list[str]
+) -> tuple[Dataset, dict[str, Any]]:
+    """Runs the job; returns the stream and its report."""
+    options = AugmentOptions.parse(launch.option_values(args, beam_args))
+    # Here, not at the top: --help need not wait for Beam.
+    from pipeline.jobs import augment
+
+    dataset = augment.run(options)
+    path = dataset.data_dir / augment.REPORT_FILE
+    return dataset, json.loads(path.read_text("utf-8"))
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -4,15 +4,12 @@ Flags that are not listed here are Beam's own pipeline options.
 """
 
 import argparse
-import logging
 import sys
 import time
-import traceback
 from typing import Any
 
 from features.config import ConfigError
-from pipeline import preprocess
-from pipeline.errors import is_user_error, root_cause
+from pipeline import launch
 
 EPILOG = """examples:
   python -m pipeline.batch_score --model m3oe=export/ranker --data_dir data \\
@@ -32,13 +29,7 @@ row's domain), histograms.json (per model, task and domain), scores.json, reject
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the job's own flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m pipeline.batch_score",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    result = launch.parser("batch_score", description=__doc__, epilog=EPILOG)
     add = result.add_argument
     add(
         "--model",
@@ -70,25 +61,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     args, beam_args = parser().parse_known_args(argv)
-    logging.getLogger().setLevel(logging.WARNING)
-    # The runner logs the traceback of what it then raises; one message is enough.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     start = time.monotonic()
-    try:
-        # Here, not at the top: --help need not wait for Beam.
-        from pipeline.jobs import batch_score
-
-        preprocess.check_beam_args(beam_args)
-        values: dict[str, Any] = vars(args)
-        values["models"] = _models(values.pop("model"))
-        options = batch_score.ScoreOptions.parse(
-            {**values, "show_progress": True, "beam_args": tuple(beam_args)}
-        )
-        result = batch_score.run(options)
-    except Exception as error:  # runners raise anything
-        if not is_user_error(error):
-            traceback.print_exc()
-        print(f"batch_score failed: {root_cause(error)}", file=sys.stderr)
+    result = launch.attempt("batch_score", lambda: _run(args, beam_args))
+    if result is None:
         return 1
     secs = time.monotonic() - start
     for domain, rows in result["rows_by_domain"].items():
@@ -96,8 +71,18 @@ def main(argv: list[str] | None = None) -> int:
     for reason, count in result["rejected"].items():
         print(f"rejected: {count:,} x {reason}")
     print(f"{result['rows']:,} rows in {secs:.1f} s ({result['rows'] / secs:,.0f}/s)")
-    print(f"scores: {options.output_dir}")
+    print(f"scores: {args.output_dir}")
     return 0
+
+
+def _run(args: argparse.Namespace, beam_args: list[str]) -> dict[str, Any]:
+    """Runs the job; returns what `scores.json` says."""
+    # Here, not at the top: --help need not wait for Beam.
+    from pipeline.jobs import batch_score
+
+    values = launch.option_values(args, beam_args)
+    values["models"] = _models(values.pop("model"))
+    return batch_score.run(batch_score.ScoreOptions.parse(values))
 
 
 def _models(items: list[str]) -> dict[str, str]:

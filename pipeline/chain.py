@@ -63,7 +63,8 @@ class Chain(Config):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Chain":
-        fixed = {"data_dir", "train_days", "init_from", "form"} & self.run.keys()
+        own = {"data_dir", "train_days", "init_from", "compare_with", "form"}
+        fixed = own & self.run.keys()
         if fixed:
             raise ValueError(f"run must leave to the chain: {', '.join(sorted(fixed))}")
         days = {"data_dir", "name", "cutoff_day", "first_day", "last_day"}
@@ -137,6 +138,15 @@ class Walk:
         """Returns the folder of a day."""
         return self.workdir / str(day)
 
+    def published(self, day: int) -> int | None:
+        """Returns the newest day up to `day` whose version the gate let through."""
+        found = [
+            int(path.parent.name)
+            for path in self.workdir.glob(f"*/{EXPORT_FILE}")
+            if json.loads(path.read_text("utf-8"))["published"]
+        ]
+        return max((d for d in found if d <= day), default=None)
+
     def source_run(self, day: int, first: int) -> pathlib.Path | None:
         """Returns the source version that a day is pinned to.
 
@@ -162,7 +172,11 @@ class Walk:
         values: dict[str, Any] = {"max_epochs": 1, "patience": None, **self.chain.run}
         values |= {"data_dir": str(folder / "data"), "train_days": [day, day]}
         if day != first:
-            values["init_from"] = str(self.folder(day_after(day, -1)) / "run")
+            before = day_after(day, -1)
+            values["init_from"] = str(self.folder(before) / "run")
+            published = self.published(before)
+            if published not in (None, before):
+                values["compare_with"] = str(self.folder(published) / "run")
         method_config = dict(values.get("method_config", {}))
         source = self.source_run(day, first)
         if source is not None:
@@ -225,6 +239,9 @@ class Walk:
                 arguments.append(f"--{'' if value else 'no-'}{name}")
             elif isinstance(value, list | tuple):
                 arguments += [f"--{name}", *map(str, value)]
+            elif isinstance(value, dict):
+                settings = (f"{key}={json.dumps(v)}" for key, v in value.items())
+                arguments += [f"--{name}", *settings]
             else:
                 arguments.append(f"--{name}={value}")
         arguments += [f"--cutoff_day={day_after(day, -1)}", f"--name={STREAM}"]

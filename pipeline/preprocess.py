@@ -4,18 +4,16 @@ Flags that are not listed here are Beam's own pipeline options.
 """
 
 import argparse
-import logging
 import pathlib
 import resource
 import sys
 import time
-import traceback
 
 from features.config import ConfigError
 from features.dataset import Dataset
 from features.registry import dataset_spec
 from features.spec import SPLITS
-from pipeline.errors import is_user_error, root_cause
+from pipeline import launch
 from pipeline.options import PreprocessOptions
 
 SHOWN_ANOMALIES = 5  # of the summary; the report has all
@@ -32,13 +30,7 @@ EPILOG = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the job's own flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m pipeline.preprocess",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    result = launch.parser("preprocess", description=__doc__, epilog=EPILOG)
     result.add_argument("--dataset", required=True, help="a name, or a spec in YAML")
     result.add_argument("--raw_dir", required=True, help="folder of the raw files")
     result.add_argument("--data_dir", required=True, help="folder to write")
@@ -77,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
         help="publish nothing when statistics break the schema, skew or drift",
     )
     result.add_argument(
-        "--schema", help="a curated schema.pbtxt (default: inferred, or the previous)"
+        "--schema",
+        dest="schema_path",
+        metavar="SCHEMA",
+        help="a curated schema.pbtxt (default: inferred, or the previous)",
     )
     result.add_argument(
         "--previous_data_dir",
@@ -92,84 +87,26 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     args, beam_args = parser().parse_known_args(argv)
-    logging.getLogger().setLevel(logging.WARNING)
     start = time.monotonic()
-    try:
-        # Before the imports of Beam, which take seconds: a slip is told at once.
-        spec = dataset_spec(args.dataset, args.set)
-        check_beam_args(beam_args)
-        options = PreprocessOptions.parse(
-            {
-                "spec": spec,
-                "raw_dir": args.raw_dir,
-                "data_dir": args.data_dir,
-                "seed": args.seed,
-                "record_format": args.record_format,
-                "block_rows": args.block_rows,
-                "rows_per_file": args.rows_per_file,
-                "compression": args.compression,
-                "statistics": args.statistics,
-                "statistics_sample_rate": args.statistics_sample_rate,
-                "statistics_by_day": args.statistics_by_day,
-                "fail_on_anomalies": args.fail_on_anomalies,
-                "schema_path": args.schema,
-                "previous_data_dir": args.previous_data_dir,
-                "overwrite": args.overwrite,
-                "show_progress": True,
-                "beam_args": tuple(beam_args),
-            }
-        )
-        if not pathlib.Path(args.raw_dir).is_dir():
-            raise ConfigError(f"raw_dir must be a folder; got {args.raw_dir!r}.")
-        # What a worker logs on failure comes again, shorter, as the error below.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        from pipeline.jobs import preprocess
-
-        dataset = preprocess.run(options)
-    except Exception as error:  # runners raise anything
-        if not is_user_error(error):
-            traceback.print_exc()
-        print(f"preprocess failed: {root_cause(error)}", file=sys.stderr)
+    dataset = launch.attempt("preprocess", lambda: _run(args, beam_args))
+    if dataset is None:
         return 1
     print(summary(dataset, time.monotonic() - start))
     return 0
 
 
-def check_beam_args(beam_args: list[str]) -> None:
-    """Refuses flags that neither this job nor Beam knows: a slip must not vanish."""
-    if not beam_args:
-        return
-    from apache_beam.options.pipeline_options import PipelineOptions
+def _run(args: argparse.Namespace, beam_args: list[str]) -> Dataset:
+    """Runs the job; returns the data set."""
+    # Before the imports of Beam, which take seconds: a slip is told at once.
+    spec = dataset_spec(args.dataset, args.set)
+    values = launch.option_values(args, beam_args)
+    del values["dataset"], values["set"]
+    options = PreprocessOptions.parse({**values, "spec": spec})
+    if not pathlib.Path(args.raw_dir).is_dir():
+        raise ConfigError(f"raw_dir must be a folder; got {args.raw_dir!r}.")
+    from pipeline.jobs import preprocess
 
-    beam_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for cls in PipelineOptions.__subclasses__():
-        cls._add_argparse_args(_Unique(beam_parser))
-    unknown = [
-        a for a in beam_parser.parse_known_args(beam_args)[1] if a.startswith("--")
-    ]
-    if unknown:
-        raise ConfigError(
-            f"flags must be of this job or of Beam; got {' '.join(unknown)}. "
-            "See --help."
-        )
-
-
-class _Unique:
-    """Takes each of Beam's flags once: two of its option classes may share one."""
-
-    def __init__(self, wrapped: argparse.ArgumentParser) -> None:
-        self._wrapped = wrapped
-
-    def add_argument(self, *names: str, **settings: object) -> object:
-        known = self._wrapped._option_string_actions
-        new = [n for n in names if n not in known]
-        return self._wrapped.add_argument(*new, **settings) if new else None  # type: ignore[arg-type]
-
-    def add_value_provider_argument(self, *names: str, **settings: object) -> object:
-        return self.add_argument(*names, **settings)
-
-    def add_mutually_exclusive_group(self, **_: object) -> "_Unique":
-        return self
+    return preprocess.run(options)
 
 
 def summary(dataset: Dataset, secs: float) -> str:

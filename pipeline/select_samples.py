@@ -5,20 +5,20 @@ Flags that are not listed here are Beam's own pipeline options.
 
 import argparse
 import json
-import logging
 import sys
 import time
-import traceback
 from typing import Any
 
-from pipeline.errors import is_user_error, root_cause
-from pipeline.preprocess import check_beam_args
+from features.dataset import Dataset
+from pipeline import launch, similarity
 from pipeline.selection import SelectOptions
 
 EPILOG = """examples:
   python -m pipeline.select_samples --data_dir data --target_domains video
   python -m pipeline.select_samples --data_dir data --target_domains video \\
       --edge_tasks click like --hops 1 --max_ratio 5
+  python -m pipeline.select_samples --data_dir data --target_domains video \\
+      --hops 1 --similar top_n=20 min_cosine=0.5
   python -m pipeline.select_samples --data_dir data --target_domains video \\
       --cutoff_day 20240105 --first_day 20240106 --last_day 20240106 \\
       --name gst_20240106 --direct_running_mode=multi_processing \\
@@ -32,13 +32,7 @@ domain were chosen, and their positive rates.
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the job's own flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m pipeline.select_samples",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    result = launch.parser("select_samples", description=__doc__, epilog=EPILOG)
     add = result.add_argument
     add("--data_dir", required=True, help="prepared data set")
     add("--target_domains", nargs="+", required=True, help="domains to help")
@@ -55,6 +49,14 @@ def parser() -> argparse.ArgumentParser:
     add("--min_co_clicks", type=int, help="common users of items, hop two; default 2")
     add("--cluster_features", nargs="+", help="their clusters of many seeds are near")
     add("--cluster_min_share", type=float, help="seeds in such a cluster; default 0.1")
+    add(
+        "--similar",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="also add, as hop 3, nodes whose co-occurrence vector is near a seed's "
+        "(default: none); bare, or with sides=[users,items] dim=64 min_count=2 "
+        "min_cosine=0.6 top_n=10 max_seeds=100000, which are the defaults",
+    )
     add(
         "--require_seed",
         action=argparse.BooleanOptionalAction,
@@ -76,31 +78,30 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     args, beam_args = parser().parse_known_args(argv)
-    logging.getLogger().setLevel(logging.WARNING)
     start = time.monotonic()
-    try:
-        check_beam_args(beam_args)
-        given = {name: value for name, value in vars(args).items() if value is not None}
-        options = SelectOptions.parse(
-            {**given, "show_progress": True, "beam_args": tuple(beam_args)}
-        )
-        # What a worker logs on failure comes again, shorter, as the error below.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        # Here, not at the top: --help need not wait for Beam.
-        from pipeline.jobs import select_samples
-
-        dataset = select_samples.run(options)
-        report = json.loads(
-            (dataset.data_dir / select_samples.REPORT_FILE).read_text("utf-8")
-        )
-    except Exception as error:  # runners raise anything
-        if not is_user_error(error):
-            traceback.print_exc()
-        print(f"select_samples failed: {root_cause(error)}", file=sys.stderr)
+    done = launch.attempt("select_samples", lambda: _run(args, beam_args))
+    if done is None:
         return 1
+    dataset, report = done
     print(summary(report))
     print(f"stream: {dataset.data_dir} ({time.monotonic() - start:.1f} s)")
     return 0
+
+
+def _run(
+    args: argparse.Namespace, beam_args: list[str]
+) -> tuple[Dataset, dict[str, Any]]:
+    """Runs the job; returns the stream and its report."""
+    values = launch.option_values(args, beam_args)
+    if args.similar is not None:
+        values["similar"] = similarity.parse_settings(args.similar)
+    options = SelectOptions.parse(values)
+    # Here, not at the top: --help need not wait for Beam.
+    from pipeline.jobs import select_samples
+
+    dataset = select_samples.run(options)
+    path = dataset.data_dir / select_samples.REPORT_FILE
+    return dataset, json.loads(path.read_text("utf-8"))
 
 
 def summary(report: dict[str, Any]) -> str:

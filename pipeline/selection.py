@@ -10,8 +10,11 @@ from pydantic import Field
 from features.config import Config
 from features.dataset import DatasetInfo
 from pipeline.errors import JobError
+from pipeline.similarity import SimilarOptions
 
-HOPS = 3  # 0, 1 and 2
+WALKED_HOPS = 3  # 0, 1 and 2
+SIMILAR_HOP = 3  # not walked to: like a seed
+HOPS = 4
 
 
 class SelectOptions(Config):
@@ -35,6 +38,9 @@ class SelectOptions(Config):
     )
     cluster_min_share: float = Field(
         0.1, gt=0, le=1, description="seeds among the nodes of a cluster that counts"
+    )
+    similar: SimilarOptions | None = Field(
+        None, description="nodes like the seeds are added too, as hop 3; default: none"
     )
     require_seed: bool = Field(True, description="user or item must be a seed")
     max_ratio: float = Field(3.0, gt=0, description="rows kept a target row, at most")
@@ -125,9 +131,10 @@ def report(
         }
     rows = sum(cell["rows"] for cell in by_domain.values())
     source_rows = sum(cell["source_rows"] for cell in by_domain.values())
-    settings = options.model_dump(
-        mode="json", exclude={"data_dir", "overwrite", "show_progress", "beam_args"}
-    )
+    unsaid = {"data_dir", "overwrite", "show_progress", "beam_args"}
+    unsaid |= set() if options.similar else {"similar"}
+    settings = options.model_dump(mode="json", exclude=unsaid)
+    hops = HOPS if options.similar else WALKED_HOPS
     return {
         "fingerprint": chosen.fingerprint,
         "settings": settings,
@@ -136,15 +143,19 @@ def report(
         "source_rows": source_rows,
         "rows": rows,
         "share_kept": _ratio(rows, source_rows),
-        "rows_by_hop": _by_hop(summary["hops"], "kept"),
-        "rows_by_hop_before_limit": _by_hop(summary["hops"], "found"),
-        "nodes": {side: _by_hop(summary["hops"], side) for side in ("users", "items")},
+        "rows_by_hop": _by_hop(summary["hops"], "kept", hops),
+        "rows_by_hop_before_limit": _by_hop(summary["hops"], "found", hops),
+        "nodes": {
+            side: _by_hop(summary["hops"], side, hops) for side in ("users", "items")
+        },
         "domains": by_domain,
     }
 
 
-def _by_hop(counts: Mapping[tuple[str, int], int], what: str) -> dict[str, int]:
-    return {str(hop): counts.get((what, hop), 0) for hop in range(HOPS)}
+def _by_hop(
+    counts: Mapping[tuple[str, int], int], what: str, hops: int
+) -> dict[str, int]:
+    return {str(hop): counts.get((what, hop), 0) for hop in range(hops)}
 
 
 def _ratio(part: int, whole: int) -> float | None:

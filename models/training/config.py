@@ -57,6 +57,9 @@ class RunConfig(Config):
     init_from: str = Field(
         "", description="workdir of a run to go on from, with its optimiser state"
     )
+    compare_with: str = Field(
+        "", description="workdir of the run to score before it; empty = init_from"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     batch_size: int = Field(4096, ge=1, description="rows a step, over all devices")
@@ -91,6 +94,11 @@ class RunConfig(Config):
         if self.init_from and self.form != "mdmt":
             raise ValueError(
                 f"init_from is for form=mdmt, one model; got form={self.form}"
+            )
+        if self.compare_with and not self.init_from:
+            raise ValueError(
+                "compare_with is for runs with init_from, which keep an earlier run's "
+                f"scores on their test rows; got {self.compare_with} without init_from"
             )
         if self.num_devices and self.strategy != "mirrored":
             raise ValueError("num_devices is for strategy=mirrored")

@@ -175,13 +175,20 @@ class Trainer:
     def _warm_start(self) -> None:
         from models.training import warm_start  # it opens runs, as this one
 
-        taken = warm_start.warm_start(self.method, self.dataset, self.config.init_from)
-        taken.save(self.workdir)
-        # What the earlier model is worth on these rows: a publish gate compares it.
+        # What an earlier model is worth on these rows: a publish gate compares it.
+        compared = self.config.compare_with or self.config.init_from
+        taken = warm_start.warm_start(
+            self.method, self.dataset, compared, field="compare_with"
+        )
         scores = self._scorer.score(
             self.dataset, "test", batch_size=self.config.eval_batch_size
         )
         scores.save(scores_path(self.workdir, warm_start.SCORES_BEFORE))
+        if compared != self.config.init_from:
+            taken = warm_start.warm_start(
+                self.method, self.dataset, self.config.init_from
+            )
+        taken.save(self.workdir)
         _log.info(
             "goes on from %s: %d variables, grown tables %s, new %s",
             taken.workdir,

@@ -81,25 +81,32 @@ def check_continues(old: DatasetInfo, new: DatasetInfo, where: str) -> None:
 
 
 def warm_start(
-    method: Method, dataset: Dataset, workdir: str | pathlib.Path
+    method: Method,
+    dataset: Dataset,
+    workdir: str | pathlib.Path,
+    *,
+    field: str = "init_from",
 ) -> WarmStart:
     """Puts the last state of a finished run into an untrained method.
 
     Args:
-      method: Of the same config but for what the data decides.
+      method: Of the same config but for what the data decides.  Untrained, or with the
+        state of a run that this one went on from: every value of that is replaced.
       dataset: What it will be trained on.
       workdir: The earlier run.
+      field: Of `RunConfig`, named in errors.
 
     Raises:
       WarmStartError: When the run is unfinished, of another method, or of data that
         this data set does not continue.
     """
     workdir = pathlib.Path(workdir)
-    old, info = _load(workdir)
-    check_continues(info, dataset.info, f"RunConfig.init_from {workdir}")
+    owner = f"RunConfig.{field}"
+    old, info = _load(workdir, owner)
+    check_continues(info, dataset.info, f"{owner} {workdir}")
     if type(old) is not type(method):
         raise WarmStartError(
-            f"RunConfig.init_from must be a run of {type(method).__name__}; got one of "
+            f"{owner} must be a run of {type(method).__name__}; got one of "
             f"{type(old).__name__} ({workdir})."
         )
     tables = _Tables(old, method)
@@ -121,18 +128,16 @@ def warm_start(
     return WarmStart(str(workdir), tables.copied, tables.grown, new)
 
 
-def _load(workdir: pathlib.Path) -> tuple[Method, DatasetInfo]:
+def _load(workdir: pathlib.Path, owner: str) -> tuple[Method, DatasetInfo]:
     """Returns a run's method as the run ended, and its data set."""
     if not (workdir / workdir_lib.CONFIG_FILE).exists():
-        raise WarmStartError(
-            f"RunConfig.init_from must be the workdir of a run; got {workdir}."
-        )
+        raise WarmStartError(f"{owner} must be the workdir of a run; got {workdir}.")
     config = restore.run_config(workdir)
     dataset = Dataset.open(config.data_dir)
     method = trainer.make_method(config, dataset)
     if not Checkpoints(workdir, method, RunState(), keep=1).restore():
         raise WarmStartError(
-            f"RunConfig.init_from must be a run with a checkpoint; {workdir} has none."
+            f"{owner} must be a run with a checkpoint; {workdir} has none."
         )
     return method, dataset.info
 

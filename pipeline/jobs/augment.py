@@ -15,25 +15,21 @@ minor domain's rows copies, all positive.  `paper` is the literal form.
 
 import json
 import pathlib
-import pickle
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from features.dataset import Dataset
 from features.schema import LABEL_PREFIX
 from features.spec import Categorical, Numeric, raw_column
-from pipeline import progress, quiet
+from pipeline import launch
 from pipeline.augmentation import AugmentOptions, ColdItems, Quotas, report
 from pipeline.errors import JobError
-from pipeline.jobs.preprocess import local_runner
 from pipeline.publish import Staging
-from pipeline.transforms import combine, copies, prepared, record_batches, stream, write
+from pipeline.transforms import combine, copies, prepared, record_batches, stream
 
 REPORT_FILE = "augmentation.json"
-_SUMMARY_FILE = ".summary.pickle"
 
 
 def build(
@@ -99,16 +95,11 @@ def run(options: AugmentOptions) -> Dataset:
     _check_features(dataset)
     target = stream.stream_dir(options.data_dir, options.name)
     with Staging(target, overwrite=options.overwrite) as staging:
-        beam_options = PipelineOptions(list(options.beam_args))
-        with (
-            quiet.workers(options.beam_args if options.show_progress else ()),
-            progress.ProgressBars(options.show_progress),
-        ):
-            with beam.Pipeline(local_runner(beam_options), beam_options) as pipeline:
-                build(pipeline, options, staging.path)
-        summary_path = staging.path / _SUMMARY_FILE
-        summary = pickle.loads(summary_path.read_bytes())
-        summary_path.unlink()
+        with launch.beam_pipeline(
+            options.beam_args, show_progress=options.show_progress
+        ) as pipeline:
+            build(pipeline, options, staging.path)
+        summary = launch.take_summary(staging.path)
         files = summary.pop("files")
         info = stream.stream_info(dataset.info, _writing(options, dataset), files)
         values = report(options, dataset.info, quotas, summary)
@@ -154,14 +145,13 @@ def _write_summary(
     cold: ColdItems,
     counts: dict[Any, int],
 ) -> str:
-    summary = {
-        "files": files,
-        "items": len(cold.items),
-        "cold_items": int(np.count_nonzero(cold.is_cold)),
-        "cold_at_most": cold.at_most,
-        "candidates": {k[1]: n for k, n in counts.items() if k[0] == "candidates"},
-        "copies": {k[1:]: n for k, n in counts.items() if k[0] == "copies"},
-    }
-    with write.replacing(folder / _SUMMARY_FILE) as path:
-        path.write_bytes(pickle.dumps(summary))
-    return _SUMMARY_FILE
+    return launch.write_summary(
+        None,
+        folder,
+        files=files,
+        items=len(cold.items),
+        cold_items=int(np.count_nonzero(cold.is_cold)),
+        cold_at_most=cold.at_most,
+        candidates={k[1]: n for k, n in counts.items() if k[0] == "candidates"},
+        copies={k[1:]: n for k, n in counts.items() if k[0] == "copies"},
+    )

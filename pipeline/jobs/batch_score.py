@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 from apache_beam.ml.inference.base import RunInference
-from apache_beam.options.pipeline_options import PipelineOptions
 from pydantic import Field
 
 from features import canonical, hashing, layout
@@ -26,9 +25,8 @@ from features.config import Config, nearest
 from features.dataset import Dataset
 from features.schema import encoded_columns
 from features.spec import SPLITS, DatasetSpec
-from pipeline import progress, quiet
+from pipeline import launch
 from pipeline.errors import JobError
-from pipeline.jobs import preprocess
 from pipeline.publish import Staging
 from pipeline.transforms import combine, group, record_batches, scoring, scoring_rows
 from pipeline.transforms.write import replacing
@@ -90,14 +88,10 @@ def run(options: ScoreOptions) -> dict[str, Any]:
     for model in models:
         _check_model(model, dataset, options)
     with Staging(options.output_dir, overwrite=options.overwrite) as staging:
-        beam_options = PipelineOptions(list(options.beam_args))
-        runner = preprocess.local_runner(beam_options)
-        with (
-            quiet.workers(options.beam_args if options.show_progress else ()),
-            progress.ProgressBars(options.show_progress),
-        ):
-            with beam.Pipeline(runner, beam_options) as pipeline:
-                build(pipeline, options, dataset, models, staging.path)
+        with launch.beam_pipeline(
+            options.beam_args, show_progress=options.show_progress
+        ) as pipeline:
+            build(pipeline, options, dataset, models, staging.path)
         result = _summary(options, dataset, models, staging.path)
         staging.publish()
     return result

@@ -7,18 +7,15 @@ it publishes the folder once everything in it is complete.
 
 import json
 import pathlib
-import pickle
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from features.dataset import Dataset, DatasetInfo
 from features.spec import SPLITS
-from pipeline import progress, quiet
+from pipeline import launch
 from pipeline.errors import JobError
 from pipeline.options import PreprocessOptions
 from pipeline.publish import Staging
@@ -35,7 +32,6 @@ from pipeline.transforms import (
     write,
 )
 
-SUMMARY_FILE = ".summary.pickle"
 REJECTED_FILE = "rejected/rows.jsonl"
 
 
@@ -70,12 +66,7 @@ def build(
             previous_data_dir=options.previous_data_dir,
         )
     )
-    plan = beam.pvalue.AsSingleton(
-        split[place.SPLIT_ROWS]
-        | "Add up split rows"
-        >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
-        | "Plan files" >> beam.Map(shuffle.ShardPlan.from_rows, options.rows_per_file)
-    )
+    plan = _plan_files(split[place.SPLIT_ROWS], options.rows_per_file)
     encoded = rows | "Encode" >> write.EncodeAndShuffle(
         options, fitted=fitted, plan=plan
     )
@@ -83,6 +74,42 @@ def build(
     unknown = encoded[write.UNKNOWN] | "Add up unknown ids" >> beam.CombineGlobally(
         combine.MergePartials(combine.add_counts, {})
     )
+    _write_for_people(rows, rejected, options, folder)
+    dropped = _sum(duplicates)
+    _ = (
+        pipeline
+        | "Begin summary" >> beam.Create([None], reshuffle=False)
+        | "Write summary"
+        >> beam.Map(
+            launch.write_summary,
+            folder,
+            fitted=fitted,
+            files=beam.pvalue.AsList(files),
+            unknown=beam.pvalue.AsSingleton(unknown),
+            counts=counts,
+            duplicates=dropped,
+        )
+    )
+
+
+def _plan_files(
+    split_rows: beam.PCollection, rows_per_file: int
+) -> beam.pvalue.AsSingleton:
+    return beam.pvalue.AsSingleton(
+        split_rows
+        | "Add up split rows"
+        >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
+        | "Plan files" >> beam.Map(shuffle.ShardPlan.from_rows, rows_per_file)
+    )
+
+
+def _write_for_people(
+    rows: beam.PCollection,
+    rejected: beam.PCollection,
+    options: PreprocessOptions,
+    folder: pathlib.Path,
+) -> None:
+    """Adds what nobody trains on: samples, statistics and the rejected rows."""
     _ = rows | "Samples" >> samples.WriteSamples(folder, options.seed)
     if options.statistics:
         _ = rows | "Statistics" >> statistics.WriteStatistics(
@@ -97,21 +124,6 @@ def build(
         | "Gather rejected rows" >> beam.GroupByKey()
         | "Write rejected rows" >> beam.Map(_write_rejected, folder)
     )
-    dropped = _sum(duplicates)
-    _ = (
-        pipeline
-        | "Begin summary" >> beam.Create([None], reshuffle=False)
-        | "Write summary"
-        >> beam.Map(
-            _write_summary,
-            folder,
-            fitted=fitted,
-            files=beam.pvalue.AsList(files),
-            unknown=beam.pvalue.AsSingleton(unknown),
-            counts=counts,
-            duplicates=dropped,
-        )
-    )
 
 
 def run(options: PreprocessOptions) -> Dataset:
@@ -123,16 +135,11 @@ def run(options: PreprocessOptions) -> Dataset:
     """
     _check_references(options)
     with Staging(options.data_dir, overwrite=options.overwrite) as staging:
-        beam_options = PipelineOptions(list(options.beam_args))
-        with (
-            quiet.workers(options.beam_args if options.show_progress else ()),
-            progress.ProgressBars(options.show_progress),
-        ):
-            with beam.Pipeline(local_runner(beam_options), beam_options) as pipeline:
-                build(pipeline, options, staging.path)
-        summary_path = staging.path / SUMMARY_FILE
-        summary = pickle.loads(summary_path.read_bytes())
-        summary_path.unlink()
+        with launch.beam_pipeline(
+            options.beam_args, show_progress=options.show_progress
+        ) as pipeline:
+            build(pipeline, options, staging.path)
+        summary = launch.take_summary(staging.path)
         info = _info(options, summary)
         info.save(staging.path)
         if options.statistics:
@@ -164,16 +171,6 @@ def _check_references(options: PreprocessOptions) -> None:
         from pipeline.validation import schema
 
         schema.load(pathlib.Path(options.schema_path))
-
-
-def local_runner(options: PipelineOptions) -> FnApiRunner | None:
-    """Returns the in-process runner, or None where the flags name another.
-
-    Beam's own DirectRunner first tries to fetch and start a server written in Go;
-    this is the runner that it falls back to.
-    """
-    named = options.view_as(StandardOptions).runner
-    return FnApiRunner() if named in (None, "DirectRunner") else None
 
 
 def _info(options: PreprocessOptions, summary: Mapping[str, Any]) -> DatasetInfo:
@@ -277,9 +274,3 @@ def _write_rejected(
     with write.replacing(folder / REJECTED_FILE) as path:
         path.write_text("\n".join(lines) + "\n", "utf-8")
     return REJECTED_FILE
-
-
-def _write_summary(_: None, folder: pathlib.Path, **parts: Any) -> str:
-    with write.replacing(folder / SUMMARY_FILE) as path:
-        path.write_bytes(pickle.dumps(parts))
-    return SUMMARY_FILE

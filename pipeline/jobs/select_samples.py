@@ -14,17 +14,14 @@ two hops through a popular node reach everything; hop two goes to items only.
 
 import json
 import pathlib
-import pickle
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from features.dataset import Dataset
-from pipeline import progress, quiet
+from pipeline import launch
 from pipeline.errors import JobError
-from pipeline.jobs.preprocess import local_runner
 from pipeline.publish import Staging
 from pipeline.selection import SelectOptions, report
 from pipeline.transforms import (
@@ -33,14 +30,13 @@ from pipeline.transforms import (
     graph_clusters,
     graph_look,
     graph_rows,
+    graph_similar,
     prepared,
     record_batches,
     stream,
-    write,
 )
 
 REPORT_FILE = "selection.json"
-_SUMMARY_FILE = ".summary.pickle"
 
 
 def build(
@@ -49,57 +45,31 @@ def build(
     """Adds the whole job to a pipeline; it writes below `folder`."""
     record_batches.register_coder()
     dataset = Dataset.open(options.data_dir)
-    plan, files = (
-        graph_look.SelectionPlan(options, dataset),
-        prepared.RowFiles.of(dataset, "train"),
-    )
-    tags = (
-        graph.LINKS,
-        graph.USERS,
-        graph.ITEMS,
-        graph_look.COUNTS,
-        *map(graph_look.members, plan.clusters),
-    )
-    looked = (
-        pipeline
-        | "Read rows" >> prepared.ReadPrepared(files, plan.columns)
-        | "Look at rows"
-        >> beam.ParDo(graph_look.Look(plan, options)).with_outputs(
-            *tags, main=graph_look.ROWS
-        )
-    )
+    plan = graph_look.SelectionPlan(options, dataset)
+    files = prepared.RowFiles.of(dataset, "train")
+    looked = _look_at_rows(pipeline, files, plan, options)
     counts = beam.pvalue.AsSingleton(
         looked[graph_look.COUNTS]
         | "Add up rows"
         >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
     )
-    nodes = _near_nodes(looked, plan, options)
-    near = {graph_rows.ROWS: looked[graph_look.ROWS], **nodes} | (
-        "Find rows"
-        >> graph_rows.NearRows(
-            require_seed=options.require_seed, num_buckets=options.num_buckets
-        )
-    )
+    near = _near_rows(looked, plan, options)
     kept = near[graph_rows.ROWS] | "Keep the nearest" >> graph_rows.KeepMost(
         counts, options.max_ratio
     )
-    writing = stream.write_options(
-        dataset.info, seed=options.seed, rows_per_file=options.rows_per_file
-    )
+    columns = tuple(c.name for c in dataset.info.columns)
     written = (
         kept[graph_rows.ROWS]
         | "Take rows" >> prepared.TakeRows(files)
         | "Write rows"
-        >> stream.WriteStream(
-            writing, folder, tuple(c.name for c in dataset.info.columns)
-        )
+        >> stream.WriteStream(_writing(options, dataset), folder, columns)
     )
     _ = (
         pipeline
         | "Begin summary" >> beam.Create([None], reshuffle=False)
         | "Write summary"
         >> beam.Map(
-            _write_summary,
+            launch.write_summary,
             folder,
             files=beam.pvalue.AsList(written),
             counts=counts,
@@ -109,6 +79,43 @@ def build(
                 | "Add up by hop"
                 >> beam.CombineGlobally(combine.MergePartials(combine.add_counts, {}))
             ),
+        )
+    )
+
+
+def _look_at_rows(
+    pipeline: beam.Pipeline,
+    files: prepared.RowFiles,
+    plan: graph_look.SelectionPlan,
+    options: SelectOptions,
+) -> Any:
+    """Returns rows of the source domains, edges, seeds and counts, by tag."""
+    tags = (
+        graph.LINKS,
+        graph.USERS,
+        graph.ITEMS,
+        graph_look.COUNTS,
+        *map(graph_look.members, plan.clusters),
+    )
+    return (
+        pipeline
+        | "Read rows" >> prepared.ReadPrepared(files, plan.columns)
+        | "Look at rows"
+        >> beam.ParDo(graph_look.Look(plan, options)).with_outputs(
+            *tags, main=graph_look.ROWS
+        )
+    )
+
+
+def _near_rows(
+    looked: Any, plan: graph_look.SelectionPlan, options: SelectOptions
+) -> Any:
+    """Returns rows between near nodes with their hop, and counts by hop, by tag."""
+    nodes = _near_nodes(looked, plan, options)
+    return {graph_rows.ROWS: looked[graph_look.ROWS], **nodes} | (
+        "Find rows"
+        >> graph_rows.NearRows(
+            require_seed=options.require_seed, num_buckets=options.num_buckets
         )
     )
 
@@ -136,7 +143,7 @@ def _near_nodes(
         )
         both = (nodes[side], members)
         nodes[side] = both | f"Nodes with {feature}" >> beam.Flatten()
-    return nodes
+    return graph_similar.add_similar(nodes, looked, options)
 
 
 def run(options: SelectOptions) -> Dataset:
@@ -152,20 +159,13 @@ def run(options: SelectOptions) -> Dataset:
     plan = graph_look.SelectionPlan(options, dataset)
     target = stream.stream_dir(options.data_dir, options.name)
     with Staging(target, overwrite=options.overwrite) as staging:
-        beam_options = PipelineOptions(list(options.beam_args))
-        with (
-            quiet.workers(options.beam_args if options.show_progress else ()),
-            progress.ProgressBars(options.show_progress),
-        ):
-            with beam.Pipeline(local_runner(beam_options), beam_options) as pipeline:
-                build(pipeline, options, staging.path)
-        summary_path = staging.path / _SUMMARY_FILE
-        summary = pickle.loads(summary_path.read_bytes())
-        summary_path.unlink()
-        writing = stream.write_options(
-            dataset.info, seed=options.seed, rows_per_file=options.rows_per_file
-        )
-        info = stream.stream_info(dataset.info, writing, summary["files"])
+        with launch.beam_pipeline(
+            options.beam_args, show_progress=options.show_progress
+        ) as pipeline:
+            build(pipeline, options, staging.path)
+        summary = launch.take_summary(staging.path)
+        files = summary["files"]
+        info = stream.stream_info(dataset.info, _writing(options, dataset), files)
         domains = np.array(dataset.info.fitted.domains)[plan.chosen_domains].tolist()
         values = report(options, info, domains, summary)
         if not values["rows"]:
@@ -182,7 +182,7 @@ def run(options: SelectOptions) -> Dataset:
     return Dataset.open(target)
 
 
-def _write_summary(_: None, folder: pathlib.Path, **parts: Any) -> str:
-    with write.replacing(folder / _SUMMARY_FILE) as path:
-        path.write_bytes(pickle.dumps(parts))
-    return _SUMMARY_FILE
+def _writing(options: SelectOptions, dataset: Dataset) -> Any:
+    return stream.write_options(
+        dataset.info, seed=options.seed, rows_per_file=options.rows_per_file
+    )

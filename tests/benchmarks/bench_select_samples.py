@@ -39,6 +39,7 @@ def main(argv=None):
     parser.add_argument("--hops", type=int, default=2)
     parser.add_argument("--degree_cap", type=int, default=100)
     parser.add_argument("--num_buckets", type=int, default=32)
+    parser.add_argument("--similar", nargs="*", help="settings of the similar nodes")
     parser.add_argument("--workers", type=int, default=1, help="1: in this process")
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -53,6 +54,8 @@ def main(argv=None):
         command += ["--folder", str(folder)]
         for name in ("edges", "hops", "degree_cap", "num_buckets", "workers"):
             command += [f"--{name}", str(getattr(args, name))]
+        if args.similar is not None:
+            command += ["--similar", *args.similar]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             command, stdout=subprocess.PIPE, check=True, env=env, cwd=ROOT
@@ -152,6 +155,7 @@ def measure(args):
         "degree_cap": args.degree_cap,
         "num_buckets": args.num_buckets,
         "workers": args.workers,
+        "similar": report["settings"].get("similar"),
         "target_rows": report["target_rows"],
         "rows_found": sum(report["rows_by_hop_before_limit"].values()),
         "rows_by_hop": report["rows_by_hop"],
@@ -169,7 +173,9 @@ def choose(args, name):
     """Runs the job; returns its report."""
     from pipeline.jobs import select_samples
     from pipeline.selection import SelectOptions
+    from pipeline.similarity import parse_settings
 
+    similar = None if args.similar is None else parse_settings(args.similar)
     beam_args = ()
     if args.workers > 1:
         beam_args = (
@@ -183,6 +189,7 @@ def choose(args, name):
             hops=args.hops,
             degree_cap=args.degree_cap,
             num_buckets=args.num_buckets,
+            similar=similar,
             overwrite=True,
             beam_args=beam_args,
         )

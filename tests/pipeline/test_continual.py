@@ -31,7 +31,7 @@ def make(**changes):
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
     """Stages leave what they make; `ran.fail` is the stage that ends with 7."""
-    log = types.SimpleNamespace(commands=[], fail=None, gate=False)
+    log = types.SimpleNamespace(commands=[], fail=None, gate=False, refuse=())
 
     def run(command, check):
         arguments = command[1:]
@@ -55,7 +55,9 @@ def ran(monkeypatch, tmp_path):
                 folder = folder / "streams" / options["--name"]
             folder.mkdir(parents=True)
             (folder / "_SUCCESS").touch()
-        refused = log.gate and module == "serving.export"
+        refused = module == "serving.export" and (
+            log.gate or options["--version"] in log.refuse
+        )
         return types.SimpleNamespace(returncode=3 if refused else 0)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -141,6 +143,20 @@ def test_a_version_that_the_gate_refuses_does_not_end_the_chain(ran, tmp_path):
     assert [values["published"] for values in days.values()] == [False, False]
     assert "NOT published" in continual.to_text(days)
     assert modules(ran).count("export") == 2
+
+
+def test_a_day_after_a_refused_one_is_compared_with_the_published_version(
+    ran, tmp_path
+):
+    ran.refuse = (str(DAY_2),)
+    walk = Walk(make(), tmp_path)
+    continual.walk_days(walk, DAY_1, DAY_3)
+    refused, after = (walk.folder(d) / "run.yaml" for d in (DAY_2, DAY_3))
+    assert "compare_with" not in yaml.safe_load(refused.read_text())
+    config = yaml.safe_load(after.read_text())
+    assert config["init_from"] == str(tmp_path / str(DAY_2) / "run")
+    assert config["compare_with"] == str(tmp_path / str(DAY_1) / "run")
+    assert [walk.published(d) for d in (DAY_1, DAY_2, DAY_3)] == [DAY_1, DAY_1, DAY_3]
 
 
 def test_a_walk_killed_after_publishing_does_not_publish_again(ran, tmp_path):

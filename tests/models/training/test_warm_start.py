@@ -12,6 +12,8 @@ from features.vocab import Vocab
 from models.training import trainer, warm_start
 from models.training.checkpoint import Checkpoints, RunState
 from models.training.config import RunConfig
+from models.training.evaluate import Scores
+from models.training.result import scores_path
 from tests.helpers import tiny_dataset
 
 NEW_ITEMS = 7
@@ -125,6 +127,28 @@ def test_run_goes_on_writes_its_report_and_resumes_without_starting_again(
     assert again.metrics == whole.metrics
 
 
+def test_scores_before_are_those_of_the_run_compared_with(dataset, first_run, tmp_path):
+    """First day published, second refused: the third is measured against the first."""
+    more = grown(dataset, tmp_path / "more")
+    second = tmp_path / "second"
+    trainer.train(config(more, init_from=str(first_run[0])), second)
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    trainer.train(config(more, init_from=str(second)), plain)
+    both = {"init_from": str(second), "compare_with": str(first_run[0])}
+    trainer.train(config(more, **both), other)
+
+    def scores(folder, name):
+        return Scores.load(scores_path(folder, name)).logits
+
+    first_day = scores(second, warm_start.SCORES_BEFORE)
+    np.testing.assert_array_equal(scores(other, "test_before"), first_day)
+    assert not np.array_equal(scores(plain, "test_before"), first_day)
+    # What it goes on from, and so what it comes to, is the same.
+    np.testing.assert_array_equal(scores(other, "test"), scores(plain, "test"))
+    report = json.loads((other / warm_start.REPORT_FILE).read_text())
+    assert report["workdir"] == str(second)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -175,6 +199,11 @@ def test_only_rows_of_the_training_days_are_trained_on(dataset, tmp_path):
     late = (20250101, 20250102)
     with pytest.raises(ValueError, match=r"must have rows.*on days \(20250101"):
         trainer.Trainer(config(dataset, train_days=late), dataset, tmp_path / "late")
+
+
+def test_run_to_compare_with_needs_one_to_go_on_from(dataset):
+    with pytest.raises(ValueError, match="compare_with is for runs with init_from"):
+        config(dataset, compare_with="x")
 
 
 def test_init_from_is_for_one_model(dataset):
