@@ -40,7 +40,13 @@ def _spec(name: str, pair: str, domains: list[str | int]) -> DatasetSpec:
         description=f"Amazon purchases, {pair}: one sampled negative a purchase",
         source=Source(
             reader="amazon_timed",
-            options={"pair": pair, "negatives": 1, "sampling": "uniform", "seed": 0},
+            options={
+                "pair": pair,
+                "negatives": 1,
+                "sampling": "uniform",
+                "candidates": "seen",
+                "seed": 0,
+            },
         ),
         keys=Keys(user="user", item="item", time="timestamp"),
         domain=ColumnDomain(by="column", column="domain", values=domains),

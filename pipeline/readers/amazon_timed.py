@@ -4,10 +4,12 @@ Takes `<pair>.csv` (plain or .gz; columns user, item, domain, timestamp) or ABXI
 files of the pair, `<abbr>_50_preprocessed.txt`, `map_item_50.txt`, `map_user_50.txt`.
 
 Negatives: each positive gets `negatives` rows of the same user, domain and time whose
-item the user never bought in the whole log.  The item is a function of (seed, user,
-item, domain, time, number of the negative) alone, so that file order and splits of the
-work change nothing; a negative lies in the same split as its positive whenever the
-split goes by time.
+item the user never bought in the whole log, and that somebody had bought by then
+(`candidates: seen`): an item of the test period that is a negative of the training
+period would teach that nobody wants what is about to be bought, and give AUCs below
+one half.  The item is a function of (seed, user, item, domain, time, number of the
+negative) and of the whole log, so that file order and splits of the work change nothing;
+a negative lies in the same split as its positive whenever the split goes by time.
 """
 
 import json
@@ -26,8 +28,17 @@ from pipeline.readers.base import Reader, ReadError, ReadResult, Shard
 
 COLUMNS = ("user", "item", "domain", "timestamp")
 LABEL = "click"  # 1: bought, 0: sampled
-OPTIONS = {"pair": "food_kitchen", "negatives": 1, "sampling": "uniform", "seed": 0}
+OPTIONS = {
+    "pair": "food_kitchen",
+    "negatives": 1,
+    "sampling": "uniform",
+    "candidates": "seen",
+    "seed": 0,
+}
 SAMPLING = {"uniform": 0.0, "popularity": 0.75}  # chance ~ count ** exponent
+CANDIDATES = ("seen", "all")
+# So many of the first items count as seen from the start, when little is on record.
+MIN_SEEN = 100
 # Name of a pair: (ABXI's abbreviation, names of its domains 0 and 1).
 PAIRS = {
     "food_kitchen": ("afk", ("food", "kitchen")),
@@ -42,7 +53,8 @@ class AmazonTimedReader(Reader):
     Columns: user, item, domain, timestamp (seconds), click (1 or 0).
     `source.options`: pair (food_kitchen, beauty_electronics), negatives (rows a
     positive, 0 or more), sampling (uniform, or popularity: chance ~ count ** 0.75 over
-    the whole log), seed.
+    the whole log), candidates (seen: items bought by anybody up to then; all: items of
+    the whole log, later ones too), seed.
     """
 
     def shards(
@@ -53,7 +65,8 @@ class AmazonTimedReader(Reader):
     ) -> list[Shard]:
         """See `Reader.shards`."""
         options = base.check_options("amazon_timed", source.options, OPTIONS)
-        for name, known in (("pair", PAIRS), ("sampling", SAMPLING)):
+        choices = {"pair": PAIRS, "sampling": SAMPLING, "candidates": CANDIDATES}
+        for name, known in choices.items():
             if options[name] not in known:
                 raise ReadError(
                     f"source.options.{name} must be one of {', '.join(known)}; got "
@@ -82,6 +95,7 @@ class AmazonTimedReader(Reader):
             rows,
             negatives=shard.option("negatives"),
             sampling=shard.option("sampling"),
+            candidates=shard.option("candidates"),
             seed=shard.option("seed"),
         )
         yield from base.slices(table.select(list(shard.columns or (*COLUMNS, LABEL))))
@@ -97,7 +111,12 @@ class AmazonTimedReader(Reader):
 
 
 def with_negatives(
-    rows: pa.Table, *, negatives: int, sampling: str, seed: int
+    rows: pa.Table,
+    *,
+    negatives: int,
+    sampling: str,
+    seed: int,
+    candidates: str = "seen",
 ) -> pa.Table:
     """Returns the positives (click 1) followed by their negatives (click 0).
 
@@ -106,9 +125,10 @@ def with_negatives(
       negatives: Rows a positive.
       sampling: "uniform" over the items of the domain, or "popularity".
       seed: Any integer.
+      candidates: "seen" up to the row's time, or "all" of the log.
 
     Raises:
-      ReadError: When a user bought (nearly) all items of a domain.
+      ReadError: When a user bought (nearly) all candidates of a domain.
     """
     codes = {n: rows[n].combine_chunks().dictionary_encode() for n in COLUMNS[:3]}
     users, items, domains = (
@@ -116,6 +136,7 @@ def with_negatives(
     )
     item_names = codes["item"].dictionary
     bought = np.unique(users * len(item_names) + items)
+    times = rows["timestamp"].to_numpy()
     base_hash = _row_hash(rows, seed)
     parts = [rows.append_column(LABEL, pa.array(np.ones(len(rows), np.int8)))]
     for number in range(negatives):
@@ -123,8 +144,9 @@ def with_negatives(
         keys = hashing.mix64(base_hash + np.uint64(number))
         for domain in np.unique(domains):
             own = np.flatnonzero(domains == domain)
-            draw = _Draw(items[own], item_names, SAMPLING[sampling])
-            chosen[own] = _unbought(draw, keys[own], users[own], bought)
+            draw = _Draw(items[own], times[own], item_names, SAMPLING[sampling])
+            open_to = draw.seen(times[own] if candidates == "seen" else None)
+            chosen[own] = _unbought(draw, keys[own], open_to, users[own], bought)
         part = rows.set_column(
             rows.column_names.index("item"), "item", item_names.take(pa.array(chosen))
         )
@@ -133,35 +155,57 @@ def with_negatives(
 
 
 class _Draw:
-    """Items of a domain by a 64-bit number, in an order that no file order changes."""
+    """Items of a domain by a 64-bit number, in the order of their first purchases.
 
-    def __init__(self, items: np.ndarray, names: pa.Array, exponent: float) -> None:
-        codes, counts = np.unique(items, return_counts=True)
-        by_name = pc.sort_indices(names.take(pa.array(codes))).to_numpy()
-        self.codes = codes[by_name]
-        weights = counts[by_name].astype(np.float64) ** exponent
-        self._ends = np.cumsum(weights) / weights.sum()
+    Items of one first time stand by name, so that no file order changes it.
+    """
+
+    def __init__(
+        self, items: np.ndarray, times: np.ndarray, names: pa.Array, exponent: float
+    ) -> None:
+        codes, place, counts = np.unique(items, return_inverse=True, return_counts=True)
+        first = np.full(len(codes), np.iinfo(np.int64).max)
+        np.minimum.at(first, place, times)
+        by_name = pc.rank(names.take(pa.array(codes))).to_numpy()
+        order = np.lexsort([by_name, first])
+        self.codes, self._first = codes[order], first[order]
+        weights = counts[order].astype(np.float64) ** exponent
+        self._ends = np.cumsum(weights)
         self.num_names = len(names)
 
-    def __call__(self, keys: np.ndarray) -> np.ndarray:
-        """Returns item codes int64 [B] of keys uint64 [B]."""
+    def seen(self, times: np.ndarray | None) -> np.ndarray:
+        """Returns how many of the first items are open to a row, int64 [B] or [1]."""
+        if times is None:
+            return np.array([len(self.codes)])
+        known = np.searchsorted(self._first, times, side="right")
+        return np.clip(known, min(MIN_SEEN, len(self.codes)), None)
+
+    def __call__(self, keys: np.ndarray, open_to: np.ndarray) -> np.ndarray:
+        """Returns item codes int64 [B] of keys uint64 [B], of the first `open_to`."""
         unit = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
-        place = np.searchsorted(self._ends, unit, side="right")
-        return self.codes[np.minimum(place, len(self.codes) - 1)]
+        ends = self._ends[open_to - 1]
+        place = np.searchsorted(self._ends, unit * ends, side="right")
+        return self.codes[np.minimum(place, open_to - 1)]
 
 
 def _unbought(
-    draw: _Draw, keys: np.ndarray, users: np.ndarray, bought: np.ndarray
+    draw: _Draw,
+    keys: np.ndarray,
+    open_to: np.ndarray,
+    users: np.ndarray,
+    bought: np.ndarray,
 ) -> np.ndarray:
     """Returns an item for each key that its user has not bought: draws until it fits.
 
     Args:
       draw: Items of the domain.
       keys: uint64 [B].
+      open_to: Items that may be drawn, [B] or [1].
       users: User codes, int64 [B].
       bought: Sorted codes user * num_names + item of all purchases.
     """
-    chosen = draw(keys)
+    open_to = np.broadcast_to(open_to, keys.shape)
+    chosen = draw(keys, open_to)
     open_rows = np.arange(len(keys))
     for _ in range(MAX_ATTEMPTS):
         pairs = users[open_rows] * draw.num_names + chosen[open_rows]
@@ -170,7 +214,7 @@ def _unbought(
         if not len(open_rows):
             return chosen
         keys[open_rows] = hashing.mix64(keys[open_rows])
-        chosen[open_rows] = draw(keys[open_rows])
+        chosen[open_rows] = draw(keys[open_rows], open_to[open_rows])
     raise ReadError(
         "amazon_timed.negatives must find an item that the user never bought; "
         f"{len(open_rows)} rows found none in {MAX_ATTEMPTS} draws, so their users "

@@ -118,6 +118,31 @@ def test_popularity_sampling_draws_popular_items_more_often():
     assert set(drawn) == {"a", "b"}
 
 
+def test_negatives_are_of_items_that_somebody_had_bought_by_then():
+    """One purchase a day of a new item: later days have more to draw from."""
+    rows = [(f"u{i}", f"i{i:04}", "food", i) for i in range(400)]
+
+    def drawn(candidates):
+        result = with_negatives(
+            table(rows),
+            negatives=5,
+            sampling="uniform",
+            seed=1,
+            candidates=candidates,
+        ).to_pandas()
+        found = result[result["click"] == 0]
+        return found["item"].str[1:].astype(int), found["timestamp"]
+
+    item, time = drawn("seen")
+    first_hundred = 100  # open from the start
+    assert (item <= np.maximum(time, first_hundred - 1)).all()
+    late = item[time > 300]
+    assert late.max() > 300
+    assert late.mean() == pytest.approx(175, abs=12)  # uniform over 0..time
+    item, time = drawn("all")
+    assert (item > time)[time > 100].mean() > 0.3
+
+
 def test_number_of_negatives_and_columns_are_options(tmp_path):
     write_csv(tmp_path)
     assert [r["click"] for r in read(tmp_path, negatives=0)[0]] == [1] * 6
