@@ -8,8 +8,8 @@ item the user never bought in the whole log, and that somebody had bought by the
 (`candidates: seen`): an item of the test period that is a negative of the training
 period would teach that nobody wants what is about to be bought, and give AUCs below
 one half.  The item is a function of (seed, user, item, domain, time, number of the
-negative) and of the whole log, so that file order and splits of the work change nothing;
-a negative lies in the same split as its positive whenever the split goes by time.
+negative) and of the whole log: file order and splits of the work change nothing, and a
+negative lies in the same split as its positive whenever the split goes by time.
 """
 
 import json
