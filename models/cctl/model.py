@@ -1,7 +1,7 @@
 """`CompanionModel`: a mixed and a pure tower on dual embeddings (SCN and IFN)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 import tf_keras as keras
@@ -44,6 +44,7 @@ class CompanionModel(keras.Model):
       norm: `none` or `layer`, in the towers.
       stddev: Of initial embeddings.
       separate: Whether each tower has its own embeddings of the target.
+      served: Tower that target rows are scored by, `mixed` or `pure`.
       own_source: Whether source rows have embeddings of their own, E^s; else they are
         read by the mixed tower's E^t, and must have its fields.
       selector_units: Hidden widths of the selector; None = no selector.
@@ -68,12 +69,13 @@ class CompanionModel(keras.Model):
         norm: str = "none",
         stddev: float = 0.01,
         separate: bool = False,
+        served: Literal["mixed", "pure"] = "pure",
         own_source: bool = True,
         selector_units: Sequence[int] | None = (64, 32),
         san_units: Sequence[int] = (64,),
     ):
         super().__init__()
-        self.transfer, self.tasks = transfer, tuple(tasks)
+        self.transfer, self.tasks, self.served = transfer, tuple(tasks), served
         self.target = TokenEmbeddings(transfer.target_fields, stddev=stddev)
         self.pure_target = (
             TokenEmbeddings(transfer.target_fields, stddev=stddev)
@@ -137,10 +139,13 @@ class CompanionModel(keras.Model):
         """Returns float32 logits [B] by task, each row's by its own path.
 
         A row of a source goes by E^s, SAN and the mixed tower; all others by E^t and
-        the pure tower.  Every row is computed both ways: training and serving use the
-        parts instead.
+        the tower that is served.  Every row is computed both ways: training and serving
+        use the parts instead.
         """
-        logits = tower_logits(self.pure, self.pure_target(features), training)
+        if self.served == "mixed":
+            logits = tower_logits(self.mixed, self.target(features), training)
+        else:
+            logits = tower_logits(self.pure, self.pure_target(features), training)
         if self.source is not None:
             x = self.source_rows(features, self.source_index(features))
             is_source = tf.constant(

@@ -111,7 +111,7 @@ class CCTL(Method):
         if SELECTOR in self.optimizers:
             self.optimizers[SELECTOR].base_learning_rate *= config.alpha
         self._make_state()
-        self._serving = self.tower_model(PURE if config.serve == PURE else MIXED)
+        self._serving = self.tower_model(self._served())
         self.sync()  # the towers start as twins
 
     def build_model(self) -> CompanionModel:
@@ -132,12 +132,17 @@ class CCTL(Method):
             norm=config.norm,
             stddev=config.embedding_stddev,
             separate=config.scn_embedding == "separate",
+            served=self._served(),
             own_source=config.source_embedding == "own",
             selector_units=config.selector_units if config.alpha else None,
             san_units=config.san_units,
         )
         model.create(method.example_features(self.schema))
         return model
+
+    def _served(self) -> Literal["mixed", "pure"]:
+        """After a sync the pure tower is what the mixed one is now."""
+        return "pure" if self.config.serve == "pure" else "mixed"
 
     def _make_state(self) -> None:
         config, model = self.config, self.model

@@ -65,7 +65,11 @@ class AmazonTimedReader(Reader):
     ) -> list[Shard]:
         """See `Reader.shards`."""
         options = base.check_options("amazon_timed", source.options, OPTIONS)
-        choices = {"pair": PAIRS, "sampling": SAMPLING, "candidates": CANDIDATES}
+        choices: dict[str, Collection[str]] = {
+            "pair": PAIRS,
+            "sampling": SAMPLING,
+            "candidates": CANDIDATES,
+        }
         for name, known in choices.items():
             if options[name] not in known:
                 raise ReadError(

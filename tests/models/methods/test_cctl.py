@@ -465,8 +465,6 @@ def test_export_holds_one_tower_and_its_tables_only(serve, tmp_path):
 def test_target_alone_is_served_by_its_own_path(serve):
     method = cctl(serve=serve)
     run(method, 2)
-    if serve == "synced":
-        method.sync()
     assert method.serving_domains() == ("d0",)
     batch = data.served(method, data.make_batch(method.schema, 30))
     np.testing.assert_array_equal(
