@@ -8,11 +8,24 @@ import pyarrow as pa
 
 from features import hashing
 from features.spec import NUM_RESERVED_IDS
+from pipeline.selection import SelectOptions
 from tests.pipeline import job_data
 
 USERS, ITEMS, DAYS = 150, 220, 5
 FIRST_DAY = 20240101
 DOMAINS = ("home", "shop", "mini")  # `mini` is the target
+
+
+def options_for(dataset, **changes):
+    values = {
+        "data_dir": str(dataset.data_dir),
+        "target_domains": ["mini"],
+        "max_ratio": 100.0,
+        "num_buckets": 3,
+        "overwrite": True,
+        "rows_per_file": 20,
+    }
+    return SelectOptions.parse({**values, **changes})
 
 
 def make_log(rows=900, seed=0):

@@ -10,7 +10,6 @@ from features.dataset import Dataset
 from pipeline import select_samples as command
 from pipeline.errors import JobError, root_cause
 from pipeline.jobs import select_samples
-from pipeline.selection import SelectOptions
 from pipeline.transforms import graph_look
 from tests.pipeline import graph_data
 
@@ -18,18 +17,6 @@ from tests.pipeline import graph_data
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return graph_data.prepare(tmp_path_factory.mktemp("graph"))
-
-
-def options_for(dataset, **changes):
-    values = {
-        "data_dir": str(dataset.data_dir),
-        "target_domains": ["mini"],
-        "max_ratio": 100.0,
-        "num_buckets": 3,
-        "overwrite": True,
-        "rows_per_file": 20,
-    }
-    return SelectOptions.parse({**values, **changes})
 
 
 class Chosen:
@@ -54,7 +41,9 @@ def choose(dataset):
         key = json.dumps(changes, sort_keys=True)
         if key not in made:
             name = {"name": f"s{len(made)}", **changes}
-            made[key] = Chosen(select_samples.run(options_for(dataset, **name)))
+            made[key] = Chosen(
+                select_samples.run(graph_data.options_for(dataset, **name))
+            )
         return made[key]
 
     return get
@@ -90,7 +79,7 @@ DAY_BY_DAY = {
 )
 def test_rows_and_report_equal_a_plain_walk(changes, choose, dataset):
     chosen = choose(**changes)
-    options = options_for(dataset, **changes)
+    options = graph_data.options_for(dataset, **changes)
     found, limit = graph_data.chosen_rows(dataset, options)
     assert 0 < len(found) <= limit
     assert chosen.ids == sorted(row_id for _, row_id in found)
@@ -125,7 +114,7 @@ def test_caps_only_take_rows_away(choose):
 
 
 def test_limit_keeps_near_rows_first_and_exactly_so_many(choose, dataset):
-    found, _ = graph_data.chosen_rows(dataset, options_for(dataset, **TWO))
+    found, _ = graph_data.chosen_rows(dataset, graph_data.options_for(dataset, **TWO))
     hop_of = {row_id: hop for hop, row_id in found}
     zero = sum(hop == 0 for hop in hop_of.values())
     target = dataset.info.num_rows("train", "mini")
@@ -143,8 +132,10 @@ def test_limit_keeps_near_rows_first_and_exactly_so_many(choose, dataset):
 
 def test_edges_and_seeds_after_the_cutoff_play_no_part(choose, dataset):
     # The plain walk leaves them out; with them there would be other nodes.
-    early = graph_data.near_nodes(dataset, options_for(dataset, **DAY_BY_DAY))
-    whole = graph_data.near_nodes(dataset, options_for(dataset))
+    early = graph_data.near_nodes(
+        dataset, graph_data.options_for(dataset, **DAY_BY_DAY)
+    )
+    whole = graph_data.near_nodes(dataset, graph_data.options_for(dataset))
     chosen = choose(**DAY_BY_DAY)
     counts = [sum(chosen.report["nodes"][side].values()) for side in ("users", "items")]
     assert counts == [len(nodes) for nodes in early]
@@ -188,7 +179,7 @@ def test_same_bytes_for_any_order_of_rows_and_any_buckets(choose, dataset, tmp_p
     assert other.info.fingerprint == dataset.info.fingerprint
     one = choose(**TWO, max_ratio=1.0).dataset
     changes = {**TWO, "max_ratio": 1.0, "num_buckets": 7}
-    two = select_samples.run(options_for(other, **changes))
+    two = select_samples.run(graph_data.options_for(other, **changes))
     assert one.info.files == two.info.files
     assert len(one.files("train")) > 1
     for path in one.info.files["train"]:
@@ -212,7 +203,7 @@ def test_same_bytes_for_any_order_of_rows_and_any_buckets(choose, dataset, tmp_p
     ],
 )
 def test_bad_requests_are_explained_and_leave_nothing(dataset, changes, error, message):
-    options = options_for(dataset, name="bad", **changes)
+    options = graph_data.options_for(dataset, name="bad", **changes)
     with pytest.raises(error) as caught:
         select_samples.run(options)
     assert message in root_cause(caught.value)
@@ -222,16 +213,16 @@ def test_bad_requests_are_explained_and_leave_nothing(dataset, changes, error, m
 
 def test_options_that_contradict_each_other_are_refused(dataset):
     with pytest.raises(ValueError, match="clusters are hop two"):
-        options_for(dataset, hops=1, cluster_features=["genre"])
+        graph_data.options_for(dataset, hops=1, cluster_features=["genre"])
     with pytest.raises(ValueError, match="first_day must not be after"):
-        options_for(dataset, cutoff_day=20240102, first_day=20240103)
+        graph_data.options_for(dataset, cutoff_day=20240102, first_day=20240103)
 
 
 def test_days_are_refused_without_days(dataset):
     keys = {"user": "user_id", "item": "item_id", "time": "time", "time_unit": "order"}
     info = dataclasses.replace(dataset.info, spec=graph_data.make_spec(keys=keys))
     timeless = dataclasses.replace(dataset, info=info)
-    options = options_for(dataset, cutoff_day=20240101)
+    options = graph_data.options_for(dataset, cutoff_day=20240101)
     with pytest.raises(JobError, match="without days"):
         graph_look.SelectionPlan(options, timeless)
 

@@ -8,7 +8,6 @@ import pytest
 
 from pipeline import select_samples as command
 from pipeline.jobs import select_samples
-from pipeline.selection import SelectOptions
 from tests.pipeline import graph_data, similar_data
 
 
@@ -17,23 +16,11 @@ def dataset(tmp_path_factory):
     return graph_data.prepare(tmp_path_factory.mktemp("similar"))
 
 
-def options_for(dataset, **changes):
-    values = {
-        "data_dir": str(dataset.data_dir),
-        "target_domains": ["mini"],
-        "max_ratio": 100.0,
-        "num_buckets": 3,
-        "overwrite": True,
-        "rows_per_file": 20,
-    }
-    return SelectOptions.parse({**values, **changes})
-
-
 class Chosen:
     """A stream that was made, and its report."""
 
     def __init__(self, dataset, **changes):
-        self.dataset = select_samples.run(options_for(dataset, **changes))
+        self.dataset = select_samples.run(graph_data.options_for(dataset, **changes))
         path = self.dataset.data_dir / "selection.json"
         self.report = json.loads(path.read_text())
 
@@ -116,7 +103,7 @@ CASES = [
 def test_rows_of_similar_nodes_equal_a_plain_walk(
     changes, choose, dataset, monkeypatch
 ):
-    options = options_for(dataset, **changes)
+    options = graph_data.options_for(dataset, **changes)
     nodes, margin = twin_nodes(dataset, options)
     assert margin > 1e-3  # or a rounding could decide
     monkeypatch.setattr(graph_data, "near_nodes", lambda *_: nodes)
@@ -148,7 +135,9 @@ def test_edges_after_the_cutoff_change_no_node(choose, dataset, tmp_path):
     assert again == users
     assert users["3"] > 0
     # Without a cut-off they would.
-    whole = [twin_nodes(d, options_for(d, **BOTH))[0][0] for d in (dataset, other)]
+    whole = [
+        twin_nodes(d, graph_data.options_for(d, **BOTH))[0][0] for d in (dataset, other)
+    ]
     assert whole[0] != whole[1]
 
 
