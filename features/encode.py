@@ -138,6 +138,13 @@ def decode(spec: DatasetSpec, fitted: Fitted, batch: pa.RecordBatch) -> pa.Recor
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
+def texts_of_ids(
+    spec: DatasetSpec, fitted: Fitted, name: str, ids: np.ndarray
+) -> list[str]:
+    """Returns ids of a feature, int64 [N], as `decode` shows them."""
+    return _decoded(spec, fitted, name, pa.array(ids)).to_pylist()
+
+
 def _decoded(spec: DatasetSpec, fitted: Fitted, name: str, values: Any) -> pa.Array:
     if name == "domain":
         return pa.array(np.array(fitted.domains, object)[values.to_numpy()])

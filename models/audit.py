@@ -134,9 +134,21 @@ class WeightAudit(tf.Module):
         repeats = np.rint(size * counts / total).astype(int)
         return np.repeat((np.arange(BINS) + 0.5) / BINS, repeats).tolist()
 
-    def write_csv(self, path: str | pathlib.Path) -> None:
-        """Writes `table` atomically."""
+    def write_csv(
+        self, path: str | pathlib.Path, texts: Sequence[str] | None = None
+    ) -> None:
+        """Writes `table` atomically.
+
+        Args:
+          path: The file.
+          texts: What the ids of the audited feature mean, id by id; they become a
+            column `text`.
+        """
         path, lines = pathlib.Path(path), self.table()
+        if texts is not None:
+            for line in lines:
+                text = "" if line["value"] is None else texts[line["value"]]
+                line["text"] = text
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -157,7 +169,8 @@ def num_values(owner: str, name: str, fields: Sequence[FeatureInfo]) -> int:
     """
     if not name:
         return 0
-    ids = {f.name: f for f in fields if f.kind == "id"}
+    # Weights are kept by domain anyhow.
+    ids = {f.name: f for f in fields if f.kind == "id" and f.role != "domain"}
     if name not in ids:
         raise lookup_error(f"{owner}.audit_feature", name, ids)
     if ids[name].num_ids > MAX_VALUES:

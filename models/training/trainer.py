@@ -7,11 +7,14 @@ import resource
 import time
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from features import encode
 from features.dataset import Dataset
 from features.schema import ModelSchema
 from models import registry
+from models.audit import WeightAudit
 from models.method import Method
 from models.training import (
     durations,
@@ -367,10 +370,19 @@ class Trainer:
 
     # ------------------------------------------------------------------ the end
 
+    def _texts(self, kept: WeightAudit) -> list[str] | None:
+        """Returns what the ids of the audited feature mean; None without one."""
+        if kept.by_value is None:
+            return None
+        info = self.dataset.info
+        ids = np.arange(kept.by_value.shape[1])
+        name = self.method.config.audit_feature
+        return encode.texts_of_ids(info.spec, info.fitted, name, ids)
+
     def _finish(self, started: float) -> Result:
         """Restores the best weights, measures both splits, writes the result."""
         for name, kept in self.method.audit_tables().items():
-            kept.write_csv(audit_path(self.workdir, name))
+            kept.write_csv(audit_path(self.workdir, name), self._texts(kept))
         save_matrices(self.workdir, self.method.matrices())
         self.checkpoints.restore_best()
         tables = {}

@@ -2,6 +2,8 @@
 
 import models  # noqa: F401 - chooses Keras 2, so it comes first
 
+import csv  # isort: skip
+
 import numpy as np  # isort: skip
 import pytest  # isort: skip
 import tensorflow as tf  # isort: skip
@@ -153,6 +155,15 @@ def test_run_from_files_measures_the_target_and_resumes_inside_a_window(
     trainer.train(config, tmp_path / "stopped")
     tables = [tmp_path / n / "audit_source_weight.csv" for n in ("whole", "stopped")]
     assert tables[0].read_text() == tables[1].read_text()
+    with tables[0].open() as file:
+        lines = list(csv.DictReader(file))
+    edges = [f"{b:g}" for b in tiny.info.fitted.numeric["age"].boundaries]
+    names = ["", "<unknown>", f"[-inf, {edges[0]})"]
+    names += [f"[{a}, {b})" for a, b in zip(edges, [*edges[1:], "inf"], strict=True)]
+    valued = [line for line in lines if line["value"]]
+    assert valued
+    assert [line["text"] for line in valued] == [names[int(x["value"])] for x in valued]
+    assert {line["text"] for line in lines if not line["value"]} == {""}
     left, right = (fakes.weights(tmp_path / name) for name in ("whole", "stopped"))
     assert left.keys() == right.keys()
     assert any("reinforce/credit" in name for name in left)
