@@ -28,12 +28,7 @@ def summarise(
     """
     domains = _domains(experiment, results)
     entries = {label: _entry(runs, domains) for label, runs in results.items()}
-    baselines = {
-        label: values["validation_mean_auc"]
-        for label, values in entries.items()
-        if label != experiment.main and values["validation_mean_auc"] is not None
-    }
-    best = max(baselines, key=baselines.__getitem__, default=None)
+    best = _best_baseline(experiment, entries)
     differences = {}
     if experiment.main in results:
         for role, label in (
@@ -167,6 +162,22 @@ def _stats(values: Sequence[float | None]) -> dict[str, float | None]:
         return {"mean": None, "std": None}
     std = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return {"mean": float(np.mean(known)), "std": std}
+
+
+def _best_baseline(experiment: Experiment, entries: Mapping[str, Any]) -> str | None:
+    """Returns the best by validation AUC; of other methods, where there are any.
+
+    Entries of the main one's method are its variants, not what it is measured against.
+    """
+    known = {
+        label: values["validation_mean_auc"]
+        for label, values in entries.items()
+        if label != experiment.main and values["validation_mean_auc"] is not None
+    }
+    method = {label: entry.method for label, entry in experiment.entries.items()}
+    others = {k: v for k, v in known.items() if method[k] != method[experiment.main]}
+    chosen = others or known
+    return max(chosen, key=chosen.__getitem__, default=None)
 
 
 def _difference(

@@ -147,6 +147,28 @@ def test_domains_that_an_entry_does_not_serve_are_left_out(
     assert "The entries that serve all domains" in page
 
 
+def test_best_baseline_is_of_another_method_where_there_is_one():
+    made = make(
+        entries={
+            "big": {"method": "mlp"},
+            "variant": {"method": "mlp"},
+            "low": {"method": "mmoe"},
+            "high": {"method": "ple"},
+            "undefined": {"method": "star"},
+        },
+        target_only=None,
+    )
+    auc = {"big": 0.6, "variant": 0.9, "low": 0.5, "high": 0.7, "undefined": None}
+    entries = {k: {"validation_mean_auc": v} for k, v in auc.items()}
+
+    def best(*labels):
+        return table._best_baseline(made, {k: entries[k] for k in labels})
+
+    assert best(*entries) == "high"
+    assert best("big", "variant", "undefined") == "variant"
+    assert best("big", "undefined") is None
+
+
 def test_alarm_tells_harm_from_gain_and_noise():
     cells = [
         {"domain": "a", "task": "t", "difference": -0.1, "p_value": 0.01},
