@@ -58,7 +58,8 @@ def _portable(summary: Mapping[str, Any]) -> dict[str, Any]:
         label: {k: v for k, v in entry.items() if k != "workdirs"}
         for label, entry in summary["entries"].items()
     }
-    return {**summary, "entries": entries}
+    wide = {"wide": _portable(summary["wide"])} if "wide" in summary else {}
+    return {**summary, "entries": entries, **wide}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,10 +49,12 @@ def test_a_second_data_set_stands_beside_the_first(tmp_path):
 
 
 def test_no_folder_of_this_machine_is_kept(tmp_path):
-    page = reproduce.write_results(make(), {"first": summary(0.6)}, tmp_path)
+    found = {**summary(0.6), "wide": summary(0.5)}
+    page = reproduce.write_results(make(), {"first": found}, tmp_path)
     assert "somebody" not in page.with_suffix(".json").read_text()
     kept = json.loads(page.with_suffix(".json").read_text())
-    assert kept["first"]["entries"]["ours"]["num_parameters"] == 7
+    for table in (kept["first"], kept["first"]["wide"]):
+        assert table["entries"]["ours"]["num_parameters"] == 7
 
 
 def test_unknown_data_set_names_the_nearest(tmp_path, capsys):
