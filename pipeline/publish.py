@@ -30,14 +30,22 @@ class Staging:
     Args:
       target: Folder to write.
       overwrite: Whether a finished or foreign folder at `target` may be replaced.
+      option: What the caller sets the target by, for the message.
 
     Raises:
       JobError: On entry, when `target` is taken and `overwrite` is False.
     """
 
-    def __init__(self, target: str | pathlib.Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        target: str | pathlib.Path,
+        *,
+        overwrite: bool = False,
+        option: str = "data_dir",
+    ) -> None:
         self.target = pathlib.Path(target).absolute()
         self.overwrite = overwrite
+        self.option = option
         name = f"{self.target.name}.tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.path = self.target.with_name(name)
 
@@ -76,8 +84,9 @@ class Staging:
         if self.target.is_dir() and not any(self.target.iterdir()):
             return
         raise JobError(
-            f"data_dir must not exist yet; got {self.target}. Choose another folder, "
-            "or pass --overwrite: the old one stays until the new one is complete."
+            f"{self.option} must name what does not exist yet; got {self.target}. "
+            "Choose another, or pass --overwrite: the old one stays until the new one "
+            "is complete."
         )
 
 

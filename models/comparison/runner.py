@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -196,8 +197,11 @@ def _run_processes(
 
 
 def _failure(folder: pathlib.Path, code: int, last: str) -> RuntimeError:
+    ended = f"status {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+    if code == -signal.SIGKILL:
+        ended += " (somebody's, or the machine ran out of memory)"
     return RuntimeError(
-        f"run {folder} must end with status 0; got {code}: {last} "
+        f"run {folder} must end with status 0; got {ended}; its last line: {last!r} "
         f"(whole output: {folder / LOG_FILE}). Start the same command again "
         "to go on."
     )

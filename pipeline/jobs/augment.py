@@ -94,7 +94,7 @@ def run(options: AugmentOptions) -> Dataset:
     quotas = Quotas.of(options, dataset.info)
     _check_features(dataset)
     target = stream.stream_dir(options.data_dir, options.name)
-    with Staging(target, overwrite=options.overwrite) as staging:
+    with Staging(target, overwrite=options.overwrite, option="name") as staging:
         with launch.beam_pipeline(
             options.beam_args, show_progress=options.show_progress
         ) as pipeline:

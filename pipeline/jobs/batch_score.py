@@ -87,7 +87,9 @@ def run(options: ScoreOptions) -> dict[str, Any]:
     models = [scoring.ExportedModel.open(*item) for item in options.models.items()]
     for model in models:
         _check_model(model, dataset, options)
-    with Staging(options.output_dir, overwrite=options.overwrite) as staging:
+    with Staging(
+        options.output_dir, overwrite=options.overwrite, option="output_dir"
+    ) as staging:
         with launch.beam_pipeline(
             options.beam_args, show_progress=options.show_progress
         ) as pipeline:

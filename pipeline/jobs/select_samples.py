@@ -158,7 +158,7 @@ def run(options: SelectOptions) -> Dataset:
     # What is amiss is said before anything runs.
     plan = graph_look.SelectionPlan(options, dataset)
     target = stream.stream_dir(options.data_dir, options.name)
-    with Staging(target, overwrite=options.overwrite) as staging:
+    with Staging(target, overwrite=options.overwrite, option="name") as staging:
         with launch.beam_pipeline(
             options.beam_args, show_progress=options.show_progress
         ) as pipeline:

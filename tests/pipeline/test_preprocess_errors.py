@@ -196,7 +196,7 @@ def test_command_line_prints_a_summary(raw, tmp_path, capsys):
     assert "200 rows in" in out
     assert "fingerprint" in out
     assert preprocess.main([*flags, "--data_dir", str(tmp_path / "data")]) == 1
-    assert "must not exist yet" in capsys.readouterr().err
+    assert "must name what does not exist yet" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_staging_refuses_a_taken_target(tmp_path):
         pass  # an empty folder is free
     (tmp_path / "data" / "old").touch()
     with (
-        pytest.raises(JobError, match="must not exist yet.*--overwrite"),
+        pytest.raises(JobError, match="must name what does not exist yet.*--overwrite"),
         Staging(tmp_path / "data"),
     ):
         pass
@@ -66,7 +66,7 @@ def test_two_runs_with_one_target_do_not_mix(tmp_path):
         (one.path / "one").touch()
         (two.path / "two").touch()
         two.publish()
-        with pytest.raises(JobError, match="must not exist yet"):
+        with pytest.raises(JobError, match="must name what does not exist yet"):
             one.publish()
     assert names(tmp_path / "data") == ["_SUCCESS", "two"]
 

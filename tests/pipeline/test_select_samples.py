@@ -233,7 +233,7 @@ def test_command_line_runs_reports_and_fails_with_a_status(dataset, capsys):
     assert command.main(arguments) == 0
     assert "hop 0:" in capsys.readouterr().out
     assert command.main(arguments) == 1
-    assert "--overwrite" in capsys.readouterr().err
+    assert "name must name what does not exist yet" in capsys.readouterr().err
     assert command.main([*arguments, "--overwrite", "--maxratio=3"]) == 1
     assert "--maxratio=3" in capsys.readouterr().err
     assert command.main([*arguments[:3], "nowhere"]) == 1

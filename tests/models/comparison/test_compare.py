@@ -260,10 +260,22 @@ def test_a_failing_run_names_itself_and_ends_the_others(
         return started[-1]
 
     monkeypatch.setattr(runner, "_start", start)
-    expected = r"seed0 must end with status 0; got 3: no such domain.*train\.log"
+    expected = "seed0 must end with status 0; got status 3; .*no such domain.*train.log"
     with pytest.raises(RuntimeError, match=expected):
         compare.compare(make(), data_dir, tmp_path, seeds=2, workers=2)
     assert [process.poll() for process in started] == [3, -signal.SIGTERM]
+
+
+@needs_two
+def test_a_killed_run_names_the_signal(data_dir, tmp_path, monkeypatch):
+    def start(config, folder, processors):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / runner.LOG_FILE).write_text("step 3\n")
+        return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+
+    monkeypatch.setattr(runner, "_start", start)
+    with pytest.raises(RuntimeError, match=r"got signal SIGKILL \(.*memory.*step 3"):
+        runner.run_all([(fakes.config(data_dir), tmp_path / "run")] * 2, workers=2)
 
 
 @needs_two
@@ -290,7 +302,7 @@ def test_a_worker_that_diverges_need_not_end_the_others(
     assert found[tmp_path / "bad"].startswith("loss must be finite; it was not at step")
     for _, folder in runs:
         shutil.rmtree(folder)
-    with pytest.raises(RuntimeError, match="bad must end with status 0; got 1"):
+    with pytest.raises(RuntimeError, match="bad must end with status 0; got status 1"):
         runner.run_all(runs, workers=2)
 
 
