@@ -22,7 +22,8 @@ EPILOG = """examples:
   python -m serving.client --model ranker --rows rows.json
   python -m serving.client --model ranker --rows rows.json --grpc localhost:8500
 
-rows.json is a list of objects, one a row: {"user_id": "7", "price": 3.5, ...}
+rows.json is a list of objects, one a row: {"user_id": "7", "price": 3.5, ...}; every
+export has one to try in assets.extra.
 """
 
 

@@ -2,8 +2,9 @@
 
 Order of work: restore the best checkpoint, build the serving module, save it to a
 hidden sibling folder, assert that it holds the method's allow-listed variables and
-nothing else, check parity on real rows in a fresh process, write the warm-up file, ask
-the per-domain gate, rename.  A failure anywhere leaves the published versions alone.
+nothing else, check parity on real rows in a fresh process, write the warm-up file and
+a few rows to try, ask the per-domain gate, rename.  A failure anywhere leaves the
+published versions alone.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from serving import gate, parity, publish, samples, warmup
 from serving.signatures import ServingModule
 
 METADATA_FILE = "isthmus.json"
+ROWS_FILE = "rows.json"  # requests to try: what `serving.client --rows` takes
+EXAMPLE_ROWS = 3
 GATE_STATUS = 3  # exit status when the gate refuses: no fault of the export
 EPILOG = """examples:
   python -m serving.export --workdir runs/m3oe --export_dir export/ranker
@@ -101,7 +104,7 @@ def export(
         tf.saved_model.save(module, str(folder), signatures=module.signatures())
         assert_only_serving_variables(folder, method)
         same = parity.check_parity(folder, method, dataset, split=split)
-        _write_warmup(folder, base_dir.name, module, method, dataset, split)
+        _write_requests(folder, base_dir.name, module, method, dataset, split)
         scores = gate.candidate_scores(method, dataset, split)
         decision = gate.decide(
             scores, previous, mode=gate_mode, scores_path=gate_scores
@@ -146,7 +149,7 @@ def assert_only_serving_variables(folder: pathlib.Path, method: Method) -> None:
         )
 
 
-def _write_warmup(
+def _write_requests(
     folder: pathlib.Path,
     name: str,
     module: ServingModule,
@@ -154,12 +157,17 @@ def _write_warmup(
     dataset: Dataset,
     split: str,
 ) -> None:
-    """Writes the warm-up file from real rows of domains that are served."""
+    """Writes warm-up file and example rows: real rows of domains that are served."""
     table = samples.read_samples(
         dataset, split, max(warmup.BATCH_SIZES), method.serving_domains()
     )
     arrays = samples.raw_arrays(dataset.info.spec, module.inputs, table)
     warmup.write_warmup(folder, name, module.inputs, arrays)
+    few = table.slice(0, EXAMPLE_ROWS)
+    rows = samples.json_rows(samples.raw_arrays(dataset.info.spec, module.inputs, few))
+    text = ",\n ".join(json.dumps(row) for row in rows)
+    path = folder / "assets.extra" / ROWS_FILE
+    path.write_text(f"[{text}]\n", "utf-8")
 
 
 def _write_metadata(

@@ -4,7 +4,8 @@ The preprocessing job leaves a small `samples/<split>.parquet` of canonical raw 
 with the `row_id` that finds the same rows among the encoded ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +68,16 @@ def raw_arrays(
         )
         for item in inputs
     }
+
+
+def json_rows(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Returns rows as `serving.client` and REST's `instances` take them.
+
+    Lists keep their padding: TF Serving wants the same length in every row.
+    """
+    columns = {name: array.tolist() for name, array in arrays.items()}
+    rows = len(next(iter(columns.values())))
+    return [{name: columns[name][row] for name in columns} for row in range(rows)]
 
 
 def _array(item: RawInput, column: pa.ChunkedArray) -> np.ndarray:

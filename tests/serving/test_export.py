@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from models.training.restore import LoadedRun
+from serving import client, gate, parity, publish, signatures
 from serving import export as export_lib
-from serving import gate, parity, publish, signatures
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,22 @@ def test_export_writes_the_version_folder_with_all_that_serving_needs(exported, 
     assert names(exported.path / "assets.extra") == [
         "gate_scores.npz",
         "isthmus.json",
+        "rows.json",
         "tf_serving_warmup_requests",
     ]
     vocabularies = [p.read_text().split("\n")[0] for p in assets(exported.path)]
     assert sorted(vocabularies) == ["g0", "i0", "u0"]
+
+
+def test_exported_rows_are_what_the_client_reads_as_the_first_raw_rows(
+    exported, arrays
+):
+    text = (exported.path / "assets.extra" / "rows.json").read_text("utf-8")
+    read = client.columns(json.loads(text))
+    assert read.keys() == arrays.keys()
+    for name, values in read.items():
+        width = values.shape[1:]  # of a list: no wider than the longest of these rows
+        np.testing.assert_array_equal(values, arrays[name][:3, *map(slice, width)])
 
 
 def assets(folder):
