@@ -98,15 +98,18 @@ def main(argv=None):
         table[num_domains] = measure(chosen, num_domains, args, peak)
         gc.collect()
     first = table[args.domains[0]]["methods"]
-    for results in table.values():
+    rows = []
+    for num_domains, results in table.items():
         for name, result in results["methods"].items():
             cost = first[name]["rows_per_cpu_sec"] / result["rows_per_cpu_sec"]
             result["cost_vs_first"] = timing.significant(cost)
+            rows.append({"method": name, "domains": num_domains, **result})
     timing.print_line(
         "methods",
         batch=args.batch,
         tasks=args.tasks,
-        by_domains=table,
+        matmul_peak_gflops={d: r["matmul_peak_gflops"] for d, r in table.items()},
+        results=sorted(rows, key=lambda row: names.index(row["method"])),
     )
 
 

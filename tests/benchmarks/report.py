@@ -1,6 +1,7 @@
 """Runs benchmarks and keeps their JSON lines as a page: the figures of the docs.
 
-`python -m tests.benchmarks.report --out docs/results` (what `make bench` does).
+`python -m tests.benchmarks.report --out docs/results` (what `make bench` does).  With
+the name of one benchmark, flags of its own may follow, as `--flag=value`.
 """
 
 import argparse
@@ -15,9 +16,9 @@ import sys
 FOLDER = pathlib.Path(__file__).parent
 
 
-def run(name):
+def run(name, flags=()):
     """Runs `bench_<name>.py`; returns its JSON lines."""
-    command = [sys.executable, "-m", f"tests.benchmarks.bench_{name}"]
+    command = [sys.executable, "-m", f"tests.benchmarks.bench_{name}", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     for line in lines:
@@ -73,14 +74,16 @@ def main(argv=None):
     parser.add_argument(
         "names", nargs="*", help="which; without any, all: " + str(known)
     )
-    args = parser.parse_args(argv)
+    args, flags = parser.parse_known_args(argv)
+    if flags and len(args.names) != 1:
+        parser.error(f"flags {flags} need the name of one benchmark")
     unknown = set(args.names) - set(known)
     if unknown:
         parser.error(f"no benchmark {sorted(unknown)}; there are {', '.join(known)}")
     path = args.out / "benchmarks.json"
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.names or known:
-        lines = run(name)
+        lines = run(name, flags)
         results = json.loads(path.read_text()) if path.exists() else {}
         results[name] = {
             "date": datetime.date.today().isoformat(),
