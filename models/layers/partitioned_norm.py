@@ -17,16 +17,20 @@ class PartitionedNorm(keras.layers.Layer):
     In training, mean and variance of domain d are those of its valid rows in the
     batch (of all replicas); a domain with fewer than `MIN_ROWS` of them uses, and
     keeps, its moving averages.  At inference they are the moving averages, so a row's
-    score never depends on other rows.  With one domain this is batch normalisation
-    with a row mask.
+    score never depends on other rows.  A moving average starts as the plain mean of the
+    batches so far: one that starts at 0 and 1, as in Keras, still holds a good part of
+    them after hundreds of steps, and inputs of small variance are then scaled quite
+    otherwise at inference than in training.  With one domain this is batch
+    normalisation with a row mask.
 
     Source: Sheng et al., CIKM 2021 (STAR), Section 3.3.
     Differs: a batch may mix domains (statistics by segments); domains with fewer
-    than two rows are guarded.
+    than two rows are guarded; how moving averages start.
 
     Args:
       num_domains: D, >= 1.
-      momentum: Share of a moving average that stays in an update, 0..1.
+      momentum: Share of a moving average that stays in an update, 0..1; of update
+        number n no more than (n - 1) / n.
       epsilon: Added to the variance, > 0.
       own_only: Without gamma and beta, which all domains share (D > 1).
     """
@@ -68,6 +72,9 @@ class PartitionedNorm(keras.layers.Layer):
         )
         self.moving_variance = self.add_weight(
             "moving_variance", shape, initializer="ones", **state
+        )
+        self.num_updates = self.add_weight(
+            "num_updates", [self.num_domains, 1], initializer="zeros", **state
         )
         super().build(input_shape)
 
@@ -143,18 +150,19 @@ class PartitionedNorm(keras.layers.Layer):
         batch_variance = global_sum(square) / safe
 
         enough = count >= MIN_ROWS
-        self._move(self.moving_mean, mean, batch_mean, enough)
-        self._move(self.moving_variance, variance, batch_variance, enough)
+        updates = tf.identity(self.num_updates)
+        stays = tf.minimum(self.momentum, updates / (updates + 1.0))
+        for average, old, new in (
+            (self.moving_mean, mean, batch_mean),
+            (self.moving_variance, variance, batch_variance),
+        ):
+            moved = stays * old + (1.0 - stays) * tf.stop_gradient(new)
+            average.assign(tf.where(enough, moved, old))
+        self.num_updates.assign(tf.where(enough, updates + 1.0, updates))
         return (
             tf.where(enough, batch_mean, mean),
             tf.where(enough, batch_variance, variance),
         )
-
-    def _move(
-        self, average: tf.Variable, old: tf.Tensor, new: tf.Tensor, enough: tf.Tensor
-    ) -> None:
-        moved = self.momentum * old + (1.0 - self.momentum) * tf.stop_gradient(new)
-        average.assign(tf.where(enough, moved, old))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config."""

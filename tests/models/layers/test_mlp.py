@@ -27,11 +27,8 @@ def test_dense_block_equals_float64_twin(norm, shape):
 def test_dense_block_has_the_weights_of_its_norm():
     plain = {"kernel": (3, 4), "bias": (4,)}
     scale = {"gamma": (4,), "beta": (4,)}
-    for norm, extra in (
-        ("none", {}),
-        ("layer", scale),
-        ("batch", scale | {"moving_mean": (1, 4), "moving_variance": (1, 4)}),
-    ):
+    moving = {"moving_mean": (1, 4), "moving_variance": (1, 4), "num_updates": (1, 1)}
+    for norm, extra in (("none", {}), ("layer", scale), ("batch", scale | moving)):
         layer = DenseBlock(4, norm=norm)
         assert layer.weights == []
         layer(tf.zeros([2, 3]))

@@ -7,6 +7,7 @@ from models.layers.partitioned_norm import PartitionedNorm
 from tests.models.layers import twins
 
 D, H = 4, 3
+LONG = 200  # updates after which the momentum is what it was set to
 DOMAIN = [0, 2, 0, 2, 2, 0, 3, 0]  # none of 1, a single row of 3
 
 
@@ -17,6 +18,7 @@ def make(num_domains=D, seed=0, **settings):
     rng = np.random.default_rng(seed + 1)
     layer.moving_mean.assign(rng.normal(size=layer.moving_mean.shape))
     layer.moving_variance.assign(rng.uniform(0.5, 2, layer.moving_variance.shape))
+    layer.num_updates.assign(np.full(layer.num_updates.shape, LONG))
     return layer
 
 
@@ -52,6 +54,26 @@ def test_output_and_moving_statistics_equal_a_loop_over_domains(training):
     np.testing.assert_allclose(got, out, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-5)
+
+
+def test_moving_averages_start_as_plain_means_of_the_batches_of_a_domain():
+    layer, batches = PartitionedNorm(D), [values(seed) for seed in range(3)]
+    for x in batches:
+        layer(tf.constant(x), tf.constant(DOMAIN), training=True)
+    own = [x[np.array(DOMAIN) == 2].astype(np.float64) for x in batches]
+    expected = np.mean([x.mean(0) for x in own], 0), np.mean([x.var(0) for x in own], 0)
+    np.testing.assert_allclose(layer.moving_mean[2], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance[2], expected[1], rtol=1e-5)
+    np.testing.assert_array_equal(layer.moving_mean[1], np.zeros(H))
+    np.testing.assert_array_equal(layer.moving_variance[1], np.ones(H))
+    np.testing.assert_array_equal(layer.num_updates[:, 0], [3, 0, 3, 0])
+
+
+def test_plain_means_end_where_the_momentum_begins():
+    layer, x = PartitionedNorm(1, momentum=0.5), values()
+    for shift in (0.0, 10.0, 20.0):  # plain: 0, 5; then half of 5 and 20
+        layer(tf.constant(x + shift), training=True)
+    np.testing.assert_allclose(layer.moving_mean[0], x.mean(0) + 12.5, rtol=1e-5)
 
 
 def test_domains_of_no_or_one_row_keep_their_moving_statistics_to_the_bit():
@@ -137,6 +159,8 @@ def test_gradients_equal_those_of_the_plain_formula_in_float64():
 
 def test_one_domain_is_keras_batch_normalisation():
     ours, keras_layer = PartitionedNorm(1), keras.layers.BatchNormalization()
+    ours.build([None, H])
+    ours.num_updates.assign([[LONG]])
     for seed in range(3):
         x = tf.constant(values(seed=seed))
         got = ours(x, training=True)
@@ -180,6 +204,7 @@ def test_weights_and_config():
     layer(tf.zeros([1, H]), tf.zeros([1], tf.int32))
     own = dict.fromkeys(("own_gamma", "own_beta"), (D, H))
     moving = dict.fromkeys(("moving_mean", "moving_variance"), (D, H))
+    moving |= {"num_updates": (D, 1)}
     assert twins.shapes(layer) == {"gamma": (H,), "beta": (H,)} | own | moving
     assert len(layer.trainable_weights) == 4
     twins.check_config(layer)
