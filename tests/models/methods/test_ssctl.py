@@ -228,7 +228,7 @@ def test_copies_leave_batch_statistics_alone():  # 10
         start = [v.numpy() for v in method.model.non_trainable_variables]
         method.train_step({MAIN: batch})
         moving.append([v.numpy() for v in method.model.non_trainable_variables])
-    assert len(start) == 2 * (2 + 2 + 1 + 1)  # experts, specific, gate, tower
+    assert len(start) == 3 * (2 + 2 + 1 + 1)  # experts, specific, gate, tower
     for first, with_copies, without in zip(start, *moving, strict=True):
         assert not np.array_equal(first, with_copies)
         np.testing.assert_array_equal(with_copies, without)
