@@ -16,7 +16,7 @@ from models.comparison import prepare
 from models.training.result import Result
 from serving.inputs import raw_inputs
 from serving.publish import versions
-from serving.samples import raw_arrays, read_samples
+from serving.samples import json_rows, raw_arrays, read_samples
 
 ROWS = 150_000
 
@@ -92,7 +92,7 @@ def _score_one(data: pathlib.Path, version: pathlib.Path, out: pathlib.Path) -> 
         ],
         check=True,
     )
-    request = {k: v[0].tolist() for k, v in plain.items()}
+    (request,) = json_rows(arrays)
     with np.load(outputs) as stored:
         response = {
             k.removeprefix("tf2/"): stored[k][0].item()

@@ -197,9 +197,11 @@ def _run_processes(
 
 
 def _failure(folder: pathlib.Path, code: int, last: str) -> RuntimeError:
-    ended = f"status {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+    ended = f"status {code}"
+    if code < 0:
+        ended = f"signal {-code} ({signal.strsignal(-code)})"
     if code == -signal.SIGKILL:
-        ended += " (somebody's, or the machine ran out of memory)"
+        ended += ", somebody's or because memory ran out"
     return RuntimeError(
         f"run {folder} must end with status 0; got {ended}; its last line: {last!r} "
         f"(whole output: {folder / LOG_FILE}). Start the same command again "

@@ -120,7 +120,7 @@ class Checkpoints:
         path = self._manager.latest_checkpoint
         if path is None:
             return False
-        self._whole.restore(path).assert_consumed()
+        _assert_complete(self._whole.restore(path), path)
         self._saved_step = self.state.step
         return True
 
@@ -136,8 +136,8 @@ class Checkpoints:
 
     def restore_best(self) -> None:
         """Puts the best evaluation's weights into the method."""
-        path = self.best_dir / f"step-{self.state.best_step}"
-        self._best.read(str(path)).assert_consumed()
+        path = str(self.best_dir / f"step-{self.state.best_step}")
+        _assert_complete(self._best.read(path), path)
 
 
 @contextlib.contextmanager
@@ -153,6 +153,19 @@ def _writing(folder: str | pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+def _assert_complete(status: Any, path: str) -> None:
+    """Raises unless program and checkpoint hold the same values."""
+    try:
+        status.assert_consumed()
+    except AssertionError as error:
+        reason = str(error).partition(", numpy=")[0]
+        raise CheckpointError(
+            "checkpoint must hold every variable of its run's model and nothing else; "
+            f"got {reason} ({path}). It was written by another version of the code: "
+            "use that one, or train again in a new workdir."
+        ) from error
+
+
 def scoring_trackables(method: Method) -> dict[str, Any]:
     """Returns what a method scores with: the model and the method's own state."""
     return {"model": method.model, "extra": dict(method.extra_state())}
@@ -161,7 +174,8 @@ def scoring_trackables(method: Method) -> dict[str, Any]:
 def restore_scoring(method: Method, workdir: pathlib.Path, step: int) -> None:
     """Puts the weights that `save_best` wrote at `step` into a method."""
     checkpoint = tf.train.Checkpoint(**scoring_trackables(method))
-    checkpoint.read(str(workdir / BEST_DIR / f"step-{step}")).assert_consumed()
+    path = str(workdir / BEST_DIR / f"step-{step}")
+    _assert_complete(checkpoint.read(path), path)
 
 
 def num_parameters(variables: Iterable[tf.Variable]) -> int:

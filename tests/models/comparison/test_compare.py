@@ -274,7 +274,7 @@ def test_a_killed_run_names_the_signal(data_dir, tmp_path, monkeypatch):
         return subprocess.Popen(["sh", "-c", "kill -9 $$"])
 
     monkeypatch.setattr(runner, "_start", start)
-    with pytest.raises(RuntimeError, match=r"got signal SIGKILL \(.*memory.*step 3"):
+    with pytest.raises(RuntimeError, match=r"got signal 9 \(Killed\).*memory.*step 3"):
         runner.run_all([(fakes.config(data_dir), tmp_path / "run")] * 2, workers=2)
 
 

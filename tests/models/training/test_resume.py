@@ -4,11 +4,13 @@ import signal
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from models.training import checkpoint, trainer
 from models.training.history import read_history
 from models.training.signals import Interrupted, StopRequest
 from models.training.workdir import WorkdirError, claim, locked
+from tests.models.methods import data
 from tests.models.training import fakes
 
 # Dropout, events that draw batches, a second stream: all that can go out of step.
@@ -159,3 +161,15 @@ def test_full_disk_keeps_the_last_checkpoint_and_a_second_start_goes_on(
     assert 0 < fakes.state(tmp_path)["step"] <= 20
     trainer.train(config, tmp_path)
     _same_run(whole, tmp_path)
+
+
+def test_weights_of_another_version_of_a_model_are_named_and_refused(tmp_path):
+    schema = data.make_schema()
+    old = data.make_method("star", schema, partitioned_norm=False)
+    new = data.make_method("star", schema)
+    (tmp_path / checkpoint.BEST_DIR).mkdir()
+    best = tf.train.Checkpoint(**checkpoint.scoring_trackables(old))
+    best.write(str(tmp_path / checkpoint.BEST_DIR / "step-3"))
+    checkpoint.restore_scoring(old, tmp_path, 3)
+    with pytest.raises(checkpoint.CheckpointError, match=r"norm.*step-3.*train again"):
+        checkpoint.restore_scoring(new, tmp_path, 3)
