@@ -1,8 +1,9 @@
 """What AREAD's mask search costs against the training between two searches.
 
 The paper's settings: Z = 10 candidates of 25 domains, k = 5 batches each, every 2,000
-steps.  `hei` is a whole search.  `all` (the authors' form) trains a few candidates and
-is scaled up to D x Z of them; so is training, from a few steps.  All in one run, with
+steps, with search batches of a quarter (our default) and of a whole training batch (the
+authors').  `hei` is a whole search.  `all` (the authors' form) trains a few candidates
+and is scaled up to D x Z of them; so is training, from a few steps.  All in one run, with
 the same batch size, rows in memory on both sides; ratios of CPU seconds are hardly
 moved by other work on the machine.
 """
@@ -112,12 +113,20 @@ def main(argv=None):
     parser.add_argument("--candidates", type=int, default=10)
     parser.add_argument("--candidate-steps", type=int, default=5)
     parser.add_argument("--search-every", type=int, default=2000)
-    parser.add_argument("--search-batch-share", type=float, default=0.25)
+    parser.add_argument(
+        "--search-batch-share",
+        type=float,
+        nargs="+",
+        default=[0.25, 1.0],
+        help="rows of a search batch over those of a training batch; a line for each",
+    )
     parser.add_argument("--timed-candidates", type=int, default=2, help="of `all`")
     parser.add_argument("--steps", type=int, default=5, help="in one timed call")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args(argv)
-    timing.print_line("aread_search", **vars(args), **measure(args))
+    for share in args.search_batch_share:
+        case = argparse.Namespace(**{**vars(args), "search_batch_share": share})
+        timing.print_line("aread_search", **vars(case), **measure(case))
 
 
 if __name__ == "__main__":
