@@ -162,18 +162,35 @@ def task_mean(
     Raises:
       ValueError: For an unknown kind.
     """
+    shares = row_shares(batch, kind, num_domains=num_domains)
+    return tf.reduce_sum(shares * values)
+
+
+def row_shares(batch: Batch, kind: LossKind, *, num_domains: int) -> tf.Tensor:
+    """Returns what each row counts in `task_mean`: `sum(shares * values)` is the loss.
+
+    They depend on no logits, so the loss of a batch can be taken piece by piece.
+
+    Args:
+      batch: Its mask, weight and domain are read.
+      kind: `row_mean` or `cell_mean`.
+      num_domains: D.
+
+    Returns:
+      float32 [B, T], 0 for masked labels; the rows of all replicas of a task (or of
+      one of its cells) add up to 1, or to 0 where nothing counts.
+
+    Raises:
+      ValueError: For an unknown kind.
+    """
     weights = batch.weight[:, tf.newaxis] * batch.label_mask  # [B, T]
-    numerators = weights * values
     if kind == "row_mean":
-        numerator = tf.reduce_sum(numerators, axis=0)  # [T]
-        denominator = tf.reduce_sum(weights, axis=0)
+        denominator = global_sum(tf.reduce_sum(weights, axis=0))  # [T]
     elif kind == "cell_mean":
-        cells = tf.math.unsorted_segment_sum(  # [D, 2T]
-            tf.concat([numerators, weights], axis=1), batch.domain, num_domains
-        )
-        numerator, denominator = tf.split(cells, 2, axis=1)
+        cells = tf.math.unsorted_segment_sum(weights, batch.domain, num_domains)
+        denominator = tf.gather(global_sum(cells), batch.domain)  # [B, T]
     else:
         raise ValueError(
-            f"task_mean.kind must be 'row_mean' or 'cell_mean'; got {kind!r}."
+            f"row_shares.kind must be 'row_mean' or 'cell_mean'; got {kind!r}."
         )
-    return tf.reduce_sum(tf.math.divide_no_nan(numerator, global_sum(denominator)))
+    return tf.math.divide_no_nan(weights, denominator)

@@ -12,11 +12,14 @@ from typing import Any, ClassVar, Literal
 
 import tensorflow as tf
 import tf_keras as keras
+from pydantic import Field
 
 from features.config import Config
 from features.schema import ModelSchema
-from models import losses
+from models import losses, passes
 from models.audit import Matrix, WeightAudit
+from models.layers.partitioned_norm import PartitionedNorm
+from models.optimizers.base import RowOptimizer
 from models.optimizers.groups import OptimizerConfig, apply_gradients, make_optimizers
 from tfrecords_tools.batch import Batch
 
@@ -67,6 +70,12 @@ class MethodConfig(Config):
 
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: Literal["row_mean", "cell_mean"] = "row_mean"
+    rows_per_pass: int = Field(
+        0,
+        ge=0,
+        description="rows of one forward and backward pass; a larger batch takes "
+        "several, whose gradients are added up to the same step; 0 = one pass",
+    )
 
 
 class Method(tf.Module, abc.ABC):
@@ -89,6 +98,8 @@ class Method(tf.Module, abc.ABC):
         self.schema = schema
         self.model = self.build_model()
         build(self.model, schema)
+        if config.rows_per_pass:
+            self._check_passes()
         self.optimizers = make_optimizers(config.optimizer, self.variable_groups())
 
     @abc.abstractmethod
@@ -133,24 +144,39 @@ class Method(tf.Module, abc.ABC):
 
         Returned scalars are shares: the trainer sums them over replicas.
         """
+        return self.step(batches, self.optimizers)
+
+    def step(self, batches: Batches, optimizers: Mapping[str, RowOptimizer]) -> Metrics:
+        """Lets these optimisers (all or some) take a step on `loss`."""
+        if self.config.rows_per_pass:
+            loss = passes.step(
+                batches[MAIN],
+                lambda part: self.stacked_logits(part, training=True),
+                optimizers,
+                rows=self.config.rows_per_pass,
+                kind=self.config.loss,
+                num_domains=self.schema.num_domains,
+            )
+            return {"loss": loss}
         with tf.GradientTape() as tape:
             loss, metrics = self.loss(batches)
-            scaled = self.scale_loss(loss)
-        self.update(tape, scaled)
+        apply_gradients(tape, loss, optimizers)
         return metrics
 
-    def update(
-        self,
-        tape: tf.GradientTape,
-        loss: tf.Tensor,
-        optimizers: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Applies the gradients of `loss` to these groups (default: all)."""
-        apply_gradients(tape, loss, optimizers or self.optimizers)
-
-    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns the loss to differentiate: scaled where float16 needs it."""
-        return loss
+    def _check_passes(self) -> None:
+        """Refuses passes where a row's loss depends on other rows of the batch."""
+        reason = ""
+        if type(self).loss is not Method.loss:
+            reason = "has a loss of its own over the whole batch"
+        elif any(isinstance(part, PartitionedNorm) for part in self.model.submodules):
+            reason = "normalises by statistics of the whole batch"
+        if reason:
+            raise ValueError(
+                f"{type(self.config).__name__}.rows_per_pass must be 0 where rows of a "
+                f"batch depend on each other; got {self.config.rows_per_pass}, but "
+                f"{type(self).__name__} {reason}. Set it to 0 or lower "
+                "RunConfig.batch_size."
+            )
 
     def stacked_logits(self, batch: Batch, *, training: bool) -> tf.Tensor:
         """Returns logits [B, T] float32 of the training model."""

@@ -16,6 +16,7 @@ from models.cctl.model import CompanionModel, TowerModel
 from models.cctl.reinforce import WindowedReinforce
 from models.layers import representation
 from models.method import MAIN, Batches, Method, MethodConfig, Metrics, PeriodicEvent
+from models.optimizers.groups import apply_gradients
 from tfrecords_tools.batch import Batch
 
 SOURCE = "source"  # stream
@@ -223,11 +224,10 @@ class CCTL(Method):
         with tf.GradientTape(persistent=True) as tape:
             parts = self._parts(batches)
             loss, metrics = self._total(parts)
-            scaled = self.scale_loss(loss)
         if self.reinforce is not None:
             self._credit(tape, parts, batches[MAIN])
-        self.update(
-            tape, scaled, {k: v for k, v in self.optimizers.items() if k != SELECTOR}
+        apply_gradients(
+            tape, loss, {k: v for k, v in self.optimizers.items() if k != SELECTOR}
         )
         del tape
         self._note(parts, batches)

@@ -244,22 +244,14 @@ class M3oE(Method):
 
     def train_step(self, batches: Batches) -> Metrics:
         """Updates everything, or (alternate, fixed) everything but the fusion."""
-        groups = set(self.optimizers)
-        if self.config.fusion_update != "joint":
-            groups -= {FUSION}
-        return self._step(batches, groups)
+        if self.config.fusion_update == "joint":
+            return self.step(batches, self.optimizers)
+        others = {k: v for k, v in self.optimizers.items() if k != FUSION}
+        return self.step(batches, others)
 
     def fusion_step(self, batches: Batches) -> Metrics:
         """Updates the fusion weights only: first order, no second derivatives."""
-        return self._step(batches, {FUSION})
-
-    def _step(self, batches: Batches, groups: set[str]) -> Metrics:
-        with tf.GradientTape() as tape:
-            loss, metrics = self.loss(batches)
-            scaled = self.scale_loss(loss)
-        chosen = {k: v for k, v in self.optimizers.items() if k in groups}
-        self.update(tape, scaled, chosen)
-        return metrics
+        return self.step(batches, {FUSION: self.optimizers[FUSION]})
 
     def periodic_events(self) -> list[PeriodicEvent]:
         """Returns the fusion step of `alternate`."""

@@ -14,7 +14,7 @@ from models.layers.pseudo_labelling import PseudoLabelling, copies_loss
 from models.layers.soft_partition import SoftPartition
 from models.layers.soft_partition_model import SoftPartitionModel
 from models.method import MAIN, Batches, Method, MethodConfig, Metrics
-from models.optimizers.groups import GroupConfig, OptimizerConfig
+from models.optimizers.groups import GroupConfig, OptimizerConfig, apply_gradients
 from tfrecords_tools.batch import Batch
 
 CLASSIFIER, CLASSIFIER_EMBEDDING = "classifier", "classifier_embedding"
@@ -269,19 +269,14 @@ class SSCTL(Method):
             seen = self.model.embed({**batch.features, "valid": batch.valid})
             class_logits = seen.rows.leave(self.model.class_logits(seen))
             loss, metrics = labelling.classifier_loss(class_logits, batch)
-            scaled = self.scale_loss(loss)
         own = (CLASSIFIER, CLASSIFIER_EMBEDDING)
-        self.update(tape, scaled, {name: self.optimizers[name] for name in own})
+        apply_gradients(tape, loss, {name: self.optimizers[name] for name in own})
         names = ["task_loss", "pseudo_loss", *labelling.metric_names()]
         return {name: tf.zeros([]) for name in names} | metrics | {"loss": loss}
 
     def _main_step(self, batches: Batches) -> Metrics:
-        with tf.GradientTape() as tape:
-            loss, metrics = self.loss(batches)
-            scaled = self.scale_loss(loss)
         own = {k: v for k, v in self.optimizers.items() if not k.startswith(CLASSIFIER)}
-        self.update(tape, scaled, own)
-        return metrics
+        return self.step(batches, own)
 
     def extra_state(self) -> dict[str, Any]:
         """Returns the moving means."""

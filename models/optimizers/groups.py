@@ -1,7 +1,7 @@
 """Optimisers by variable group: their config, making them, applying gradients."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pydantic
 import tensorflow as tf
@@ -13,6 +13,8 @@ from models.optimizers.adam import Adam
 from models.optimizers.base import RowOptimizer
 from models.optimizers.schedule import ScheduleConfig
 from models.optimizers.sgd import SGD
+
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
 _READ_BY = {  # field: kinds that read it
     "beta_1": ("adam", "lazy_adam"),
@@ -180,25 +182,40 @@ def apply_gradients(
 ) -> None:
     """Takes all gradients of `loss` at once and lets each group's optimiser step.
 
+    Args:
+      tape: Tape that recorded `loss`.
+      loss: Scalar; a replica's share of it (see `models.losses`).
+      optimizers: As `make_optimizers` gave them, all or some.
+    """
+    take_step(tape.gradient(loss, trained_by(optimizers)), optimizers)
+
+
+def trained_by(optimizers: Mapping[str, RowOptimizer]) -> list[tf.Variable]:
+    """Returns the variables of these optimisers, group by group."""
+    return [v for o in optimizers.values() for v in o.model_variables]
+
+
+def take_step(
+    gradients: Sequence[Gradient], optimizers: Mapping[str, RowOptimizer]
+) -> None:
+    """Lets each group's optimiser step.
+
     Sparse gradients of tables stay sparse.  A variable that the loss does not depend
     on has no gradient and is left as it is, slots included; a group without any
     gradient does not step and its counter stays.  On several replicas gradients are
-    summed, so `loss` is a replica's share (see `models.losses`).
+    summed.
 
     TFRS's CompositeOptimizer hands each gradient to its group.  It is made anew at
     each trace, because a method may step some of its groups only (alternating
     updates); it creates no variable.
 
     Args:
-      tape: Tape that recorded `loss`.
-      loss: Scalar.
+      gradients: One for each of `trained_by(optimizers)`.
       optimizers: As `make_optimizers` gave them, all or some.
     """
-    variables = [v for o in optimizers.values() for v in o.model_variables]
-    gradients = tape.gradient(loss, variables)
     pairs = [
         (gradient, variable)
-        for gradient, variable in zip(gradients, variables, strict=True)
+        for gradient, variable in zip(gradients, trained_by(optimizers), strict=True)
         if gradient is not None
     ]
     if not pairs:

@@ -1,11 +1,11 @@
 """What AREAD's mask search costs against the training between two searches.
 
 The paper's settings: Z = 10 candidates of 25 domains, k = 5 batches each, every 2,000
-steps, with search batches of a quarter (our default) and of a whole training batch (the
-authors').  `hei` is a whole search.  `all` (the authors' form) trains a few candidates
-and is scaled up to D x Z of them; so is training, from a few steps.  All in one run, with
-the same batch size, rows in memory on both sides; ratios of CPU seconds are hardly
-moved by other work on the machine.
+steps, with search batches of a quarter (our default) and of a whole training batch
+(the authors').  `hei` is a whole search.  `all` (the authors' form) trains a few
+candidates and is scaled up to D x Z of them; so is training, from a few steps.  All in
+one run, with the same batch size, rows in memory on both sides; ratios of CPU seconds
+are hardly moved by other work on the machine.
 """
 
 import argparse
