@@ -2,8 +2,10 @@
 
 The whole of it: `--domains 3 10 30 100` (the default).  A method's `cost_vs_mlp` is
 how many times longer a row takes than mlp's at the same D; `cost_vs_first` against its
-own first D.  `ple` is one CGC level; `ple_2_levels` has a lower level, whose cost
-grows with D by definition, and is run for the smallest D only.
+own first D.  `update_share_of_cpu` is the optimiser's step on all weights but tables,
+alone, over the whole step: what the weights of D domains cost whatever the rows.
+`ple` is one CGC level; `ple_2_levels` has a lower level, whose cost grows with D by
+definition, and is run for the smallest D only.
 """
 
 import argparse
@@ -68,10 +70,19 @@ def measure(names, num_domains, args, peak):
             clock.time(name, lambda run=run: run.run(args.steps))
     for name, run in runs.items():
         rows, flops = run.rows * args.steps, run.flops()
+        update, parameters = timing.dense_update(run.method)
+        for _ in range(args.rounds):
+            clock.time("update", update)
+        update_secs = clock.cpu_secs("update") * args.steps
+        clock.forget("update")
         results[name] |= {
             "rows_per_sec": round(rows / clock.secs(name)),
             "rows_per_cpu_sec": round(rows / clock.cpu_secs(name)),
             "matmul_kflop_per_row": round(flops / run.rows / 1e3),
+            "dense_parameters": parameters,
+            "update_share_of_cpu": timing.significant(
+                update_secs / clock.cpu_secs(name), 2
+            ),
             "share_of_matmul_peak": peak.share(clock, name, flops * args.steps),
             "cost_vs_mlp": timing.significant(
                 clock.ratio("mlp", name) * runs["mlp"].rows / run.rows

@@ -14,6 +14,7 @@ import tf_keras as keras  # isort: skip
 from features.schema import FeatureInfo, ModelSchema  # isort: skip
 from models import registry  # isort: skip
 from models.method import MAIN  # isort: skip
+from models.optimizers.groups import take_step, trained_by  # isort: skip
 from models.training.loop import Loop  # isort: skip
 from tfrecords_tools.batch import Batch  # isort: skip
 
@@ -52,6 +53,9 @@ class Clock:
 
     def cpu_secs(self, name):
         return min(self.cpu[name])
+
+    def forget(self, name):
+        del self.wall[name], self.cpu[name]
 
     def ratio(self, name, other, kind="wall"):
         """Median over rounds of how many times longer `other` takes."""
@@ -105,6 +109,17 @@ def matmul_flops(function, *args, unknown=0.0):
         inner = first[-2] if op.get_attr(name) else first[-1]
         total += 2 * float(np.prod(known(op.outputs[0].shape))) * inner
     return total
+
+
+def dense_update(method):
+    """Returns a call that lets every optimiser but the tables' step once on gradients
+    of 0, and how many parameters that is."""
+    groups = {k: v for k, v in method.optimizers.items() if "embedding" not in k}
+    variables = trained_by(groups)
+    gradients = [tf.zeros_like(v) for v in variables]
+    update = tf.function(lambda: take_step(gradients, groups), autograph=False)
+    update()  # traces
+    return update, sum(v.shape.num_elements() for v in variables)
 
 
 def reset_peak():
@@ -214,5 +229,6 @@ class Training:
     def flops(self):
         """Returns FLOPs of the matrix products of one step."""
         step = tf.function(self.method.train_step, autograph=False)
-        domains = self.method.schema.num_domains
-        return matmul_flops(step, self.batches, unknown=self.rows / domains)
+        rows = self.method.config.rows_per_pass or self.rows
+        unknown = rows / self.method.schema.num_domains
+        return matmul_flops(step, self.batches, unknown=unknown)
