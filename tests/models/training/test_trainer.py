@@ -273,13 +273,17 @@ def test_unknown_keys_and_impossible_values_are_errors(dataset):
         ).parsed_method_config()
 
 
-def test_mirrored_equals_one_device(dataset, tmp_path, run_process):
-    config = fakes.config(
-        dataset.data_dir,
-        max_epochs=1,
-        eval_every="3 steps",
-        method_config={"two_streams": True},
-    )
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eval_every": "3 steps", "method_config": {"two_streams": True}},
+        # One device takes 64 rows in passes of 20, 20, 20 and 4, two take 32 each.
+        {"method": "mlp", "method_config": {"rows_per_pass": 20}},
+    ],
+    ids=["two streams", "passes"],
+)
+def test_mirrored_equals_one_device(dataset, tmp_path, run_process, changes):
+    config = fakes.config(dataset.data_dir, max_epochs=1, **changes)
     trainer.train(config, tmp_path / "one")
     mirrored = config.model_copy(update={"strategy": "mirrored", "num_devices": 2})
     done = run_process(mirrored, tmp_path / "two")
