@@ -91,6 +91,35 @@ def test_a_pass_has_at_most_the_rows_asked_for():
     assert seen == [10, 10, 4]
 
 
+def ancestors(op):
+    """All operations that must have run before `op`."""
+    found, open_ends = set(), [op]
+    while open_ends:
+        op = open_ends.pop()
+        before = [x.op for x in op.inputs] + list(op.control_inputs)
+        open_ends += [o for o in before if o not in found]
+        found.update(before)
+    return found
+
+
+def test_a_pass_begins_after_the_gradients_of_the_one_before():
+    batch = masked_batch(data.make_schema())
+    method = data.make_method("mlp", data.make_schema(), rows_per_pass=10)
+    plain, logits = method.stacked_logits, []
+
+    def recorded(part, *, training):
+        logits.append(plain(part, training=training))
+        return logits[-1]
+
+    method.stacked_logits = recorded
+    step = tf.function(method.train_step, autograph=False)
+    step.get_concrete_function({MAIN: batch})
+    earlier, later = ancestors(logits[0].op), ancestors(logits[1].op)
+    assert logits[0].op in later
+    assert any(o.type == "ReluGrad" for o in later)
+    assert not any(o.type == "ReluGrad" for o in earlier)
+
+
 def test_fusion_step_takes_passes_too():
     batch = masked_batch(data.make_schema())
     weights = []
