@@ -345,8 +345,11 @@ def _windows(
         _parse_window, dataset, chosen, order, first=first, trim=trim
     )
     windows = serialized.batch(window).enumerate(start=first)
+    # No Python branch in it hangs on a tensor; converting it would double the tracing.
     windows = windows.map(
-        lambda number, serialized: parse(number, serialized),
+        tf.autograph.experimental.do_not_convert(
+            lambda number, serialized: parse(number, serialized)
+        ),
         num_parallel_calls=_PARSE_CALLS,
         deterministic=True,
     )
@@ -406,14 +409,7 @@ def _parse_window(
     parsed = decode.parse_columns(
         serialized, chosen.columns, dataset.info.record_format
     )
-    old_domain = parsed["domain"]
-    domains = dataset.info.fitted.domains
-    check = tf.debugging.Assert(
-        tf.reduce_all((old_domain >= 0) & (old_domain < len(domains))),
-        [f"column domain must be 0 to {len(domains) - 1}; got", old_domain],
-    )
-    with tf.control_dependencies([check]):
-        domain = tf.gather(chosen.domain_map, old_domain)
+    domain = _mapped_domain(chosen, parsed["domain"])
     rows = _chosen_rows(chosen, order, number, domain, parsed.get("day"))
     if trim:
         rows = tf.range(tf.size(domain)) if rows is None else rows
@@ -422,6 +418,17 @@ def _parse_window(
     if rows is not None:
         batch = tf.nest.map_structure(lambda values: tf.gather(values, rows), batch)
     return batch
+
+
+def _mapped_domain(chosen: Selection, old: tf.Tensor) -> tf.Tensor:
+    """Returns the index that each row's domain has in the request, -1 to drop it."""
+    last = len(chosen.domain_map) - 1
+    check = tf.debugging.Assert(
+        tf.reduce_all((old >= 0) & (old <= last)),
+        [f"column domain must be 0 to {last}; got", old],
+    )
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.gather(chosen.domain_map, old)
 
 
 def _chosen_rows(
@@ -483,6 +490,17 @@ def _padding(chosen: Selection, rows: int) -> Batch:
 
 def _check_any_row(dataset: Dataset, chosen: Selection) -> None:
     """Raises unless some row of the files is of the days and domains asked for."""
-    windows, _ = _windows(dataset, chosen, _Order(None, 0, 1, 0), skip_rows=0)
-    if not any(int(tf.size(window.weight)) for window in windows):
-        raise selection_lib.no_rows(dataset, chosen)
+    info, order = dataset.info, _Order(None, 0, 1, 0)
+    columns = [c for c in chosen.columns if c.name in ("domain", "day")]
+    records = PLAIN_WINDOW_ROWS
+    if info.record_format == "block":
+        records = max(records // info.block_rows, 1)
+    for number, serialized in enumerate(
+        _read_in_order(dataset, chosen, order).batch(records)
+    ):
+        parsed = decode.parse_columns(serialized, columns, info.record_format)
+        domain = _mapped_domain(chosen, parsed["domain"])
+        rows = _chosen_rows(chosen, order, number, domain, parsed["day"])
+        if rows is None or tf.size(rows):
+            return
+    raise selection_lib.no_rows(dataset, chosen)
