@@ -277,8 +277,8 @@ def test_unknown_keys_and_impossible_values_are_errors(dataset):
     "changes",
     [
         {"eval_every": "3 steps", "method_config": {"two_streams": True}},
-        # One device takes 64 rows in passes of 20, 20, 20 and 4, two take 32 each.
-        {"method": "mlp", "method_config": {"rows_per_pass": 20}},
+        # One device takes 64 rows in passes of 24, 24 and 16, two take 32 each.
+        {"method": "mlp", "method_config": {"rows_per_pass": 24}},
     ],
     ids=["two streams", "passes"],
 )
