@@ -9,7 +9,7 @@ planted_ssctl   Domain 0 has 80 % of the rows.  Half of them follow, in secret, 
 planted_aread   24 domains, 12 of them with less than 2 % of the rows, in 4 hidden
                 groups (domain index modulo 4).  Inside a group tastes agree.
 planted_ecat    Domain 0 is the source, domain 1 (6 %) the target.  Source clicks are
-                flipped for some segments; three quarters of the target's rows are of
+                flipped for some segments; half of the target's rows are of
                 users of the other segments, the rest of few users.  All tastes turn by
                 about 70 degrees over the two weeks.
 planted_m3oe    3 domains x 2 tasks; domain 1 has the opposite taste, and a like falls
@@ -76,7 +76,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "taste_turn": 1.2,
         "flip_by": "segment",
         "flip_share": 0.6,
-        "inside": 0.75,
+        "inside": 0.5,
     },
     "planted_m3oe": {
         **_SIZE,
