@@ -59,7 +59,7 @@ def parse_columns(
         for c in columns
     ]
     messages = [
-        f"column {c.name!r} must have {c.length} value(s) a row; the records hold "
+        f"column {c.name} must have {c.length} value(s) a row; the records hold "
         "another number. Prepare the data set again."
         for c in columns
     ]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from features.dataset import Dataset
+from features.dataset import Dataset, DatasetInfo
 from features.schema import LABEL_PREFIX
 from tfrecords_tools import decode, memory, plan, records
 from tfrecords_tools import selection as selection_lib
@@ -320,7 +320,7 @@ def _windows(
     shuffles = order.shuffle_seed is not None
     window_rows = SHUFFLE_WINDOW_ROWS if shuffles else PLAIN_WINDOW_ROWS
     is_block = info.record_format == "block"
-    window = max(window_rows // info.block_rows, 1) if is_block else window_rows
+    window = _records_of(info, window_rows)
     first = before = 0
     if is_block and not info.compression:
         blocks = plan.shard_blocks(
@@ -354,6 +354,11 @@ def _windows(
         deterministic=True,
     )
     return windows, skip_rows if skips else 0
+
+
+def _records_of(info: DatasetInfo, rows: int) -> int:
+    """Returns how many records hold about so many rows; at least one."""
+    return max(rows // info.block_rows, 1) if info.record_format == "block" else rows
 
 
 def _read_blocks(blocks: plan.Blocks) -> tf.data.Dataset:
@@ -492,12 +497,10 @@ def _check_any_row(dataset: Dataset, chosen: Selection) -> None:
     """Raises unless some row of the files is of the days and domains asked for."""
     info, order = dataset.info, _Order(None, 0, 1, 0)
     columns = [c for c in chosen.columns if c.name in ("domain", "day")]
-    records = PLAIN_WINDOW_ROWS
-    if info.record_format == "block":
-        records = max(records // info.block_rows, 1)
-    for number, serialized in enumerate(
-        _read_in_order(dataset, chosen, order).batch(records)
-    ):
+    windows = _read_in_order(dataset, chosen, order).batch(
+        _records_of(info, PLAIN_WINDOW_ROWS)
+    )
+    for number, serialized in enumerate(windows):
         parsed = decode.parse_columns(serialized, columns, info.record_format)
         domain = _mapped_domain(chosen, parsed["domain"])
         rows = _chosen_rows(chosen, order, number, domain, parsed["day"])

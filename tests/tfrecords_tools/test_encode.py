@@ -104,7 +104,19 @@ def test_nulls_types_and_formats_are_refused(tmp_path):
 def test_decode_names_file_and_column_of_a_foreign_schema(tmp_path):
     path = tmp_path / "a"
     encode.write_records(path, _batch(), block_rows=2)
-    with pytest.raises(decode.DecodeError, match="a: records from 0 on.*'y'"):
+    with pytest.raises(decode.DecodeError, match="a: records from 0 on.*column y must"):
         decode.read_table(path, [EncodedColumn("y", "int64")])
-    with pytest.raises(decode.DecodeError, match="'s' must have 3 value"):
+    with pytest.raises(decode.DecodeError, match="column s must have 3 value"):
         decode.read_table(path, [EncodedColumn("s", "int64", 3)])
+
+
+def test_wrong_number_of_values_is_found_in_a_graph_too(tmp_path):
+    path = tmp_path / "a"
+    encode.write_records(path, _batch(), block_rows=2)
+    columns = [EncodedColumn("s", "int64", 3)]
+    stream = tf.data.TFRecordDataset(str(path)).batch(2)
+    parsed = stream.map(lambda s: decode.parse_columns(s, columns, "block"))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="column s must have 3 value"
+    ):
+        list(parsed)
