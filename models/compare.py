@@ -81,7 +81,11 @@ def compare(
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which runs to do, and how many at a time."""
-    parser.add_argument("--entries", default="", help="only these, comma separated")
+    parser.add_argument(
+        "--entries",
+        default="",
+        help="only these (and sources that they read), comma separated",
+    )
     parser.add_argument(
         "--workers",
         type=int,

@@ -4,6 +4,7 @@ Flags that are not listed here are Beam's own pipeline options.
 """
 
 import argparse
+import pathlib
 import sys
 import time
 from typing import Any
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     for reason, count in result["rejected"].items():
         print(f"rejected: {count:,} x {reason}")
     print(f"{result['rows']:,} rows in {secs:.1f} s ({result['rows'] / secs:,.0f}/s)")
-    print(f"scores: {args.output_dir}")
+    print(f"scores: {pathlib.Path(args.output_dir) / 'scores'}")
     return 0
 
 

@@ -49,7 +49,7 @@ def run_entries(
       data_dir: Prepared data set.
       workdir: Runs lie in `<workdir>/<entry>/seed<seed>`.
       seeds: Seeds 0 .. seeds - 1.
-      labels: Entries to run; empty runs all.
+      labels: Entries to run, and with them the sources that they read; empty runs all.
       time_limit_secs: No new run is begun after it; None = no limit.
       workers: Runs at a time, >= 1.  More than one: each in a process of its own, on
         its share of the processors, with its output in `<run>/train.log`.
@@ -62,6 +62,8 @@ def run_entries(
     for label in labels:
         if label not in experiment.entries:
             raise lookup_error("entries", label, experiment.entries)
+    wanted = set(labels or experiment.entries)
+    wanted |= {experiment.entries[label].source for label in wanted} - {""}
     folders = {
         (label, seed): run_folder(workdir, label, seed)
         for seed in range(seeds)
@@ -73,7 +75,7 @@ def run_entries(
         todo = [
             (experiment.run_config(label, data_dir, seed, workdir), folder)
             for (label, seed), folder in folders.items()
-            if (not labels or label in labels)
+            if label in wanted
             and bool(experiment.entries[label].source) is needs_source
         ]
         left = deadline - time.monotonic()

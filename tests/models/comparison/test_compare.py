@@ -207,19 +207,22 @@ def test_report_shows_audits_and_leaves_them_as_they_are(done, data_dir):
     compare.compare(make(), data_dir, folder, seeds=2, references=PAPER)
 
 
+@pytest.mark.parametrize("chosen", [(), ("reader",)])
 def test_a_source_is_trained_before_the_entries_that_read_it(
-    tmp_path, data_dir, monkeypatch
+    chosen, tmp_path, data_dir, monkeypatch
 ):
     entries = {
         "reader": {"method": "ecat", "source": "big"},
         "big": {"method": "eta"},
     }
+    if chosen:
+        entries["other"] = {"method": "mlp"}  # nobody asks for it
     made = make(entries=entries, main="reader", target_only=None)
     started = []
     monkeypatch.setattr(
         runner, "run_all", lambda runs, **_: started.append([f for _, f in runs])
     )
-    runner.run_entries(made, data_dir, tmp_path, seeds=2)
+    runner.run_entries(made, data_dir, tmp_path, seeds=2, labels=chosen)
     both = [
         [tmp_path / name / f"seed{i}" for i in (0, 1)] for name in ("big", "reader")
     ]
