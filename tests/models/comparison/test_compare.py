@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+from concurrent import futures
 
 import pytest
 import yaml
@@ -307,6 +309,19 @@ def test_a_worker_that_diverges_need_not_end_the_others(
         shutil.rmtree(folder)
     with pytest.raises(RuntimeError, match="bad must end with status 0; got status 1"):
         runner.run_all(runs, workers=2)
+
+
+def test_a_run_ends_when_nobody_waits_for_it_any_more(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    config, processors = fakes.config("data"), os.sched_getaffinity(0)
+    # Linux tells a child of the end of the thread that made it, as kill -9 ends all.
+    with futures.ThreadPoolExecutor(1) as pool:
+        task = pool.submit(runner._start, config, tmp_path / "run", processors)
+        assert task.result().poll() is None
+    assert task.result().wait(timeout=10) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("workers", [0, 10_000])
