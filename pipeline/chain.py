@@ -8,6 +8,7 @@ any scheduler can take over.
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ DONE_FILE = "_DONE"
 RESULT_FILE = "result.json"  # of a training run, written last
 EXPORT_FILE = "export.json"
 STREAM = "gst"
+CHAIN_FILE = "chain.json"  # a chain's settings, in its workdir
+_DATA_KEYS = ("dataset", "raw_dir", "overrides", "window_days")
 _UNITS = {"seconds": 1, "milliseconds": 1000}
 
 
@@ -51,6 +54,11 @@ class Chain(Config):
     dataset: str = Field(description="name in features.registry, or a spec file")
     raw_dir: str
     overrides: list[str] = []
+    data_from: str = Field(
+        "",
+        description="workdir of a chain of the same data, whose days' data sets are "
+        "taken; empty = prepare them",
+    )
     window_days: int = Field(7, ge=1)
     run: dict[str, Any] = Field(description="RunConfig of a day; one pass by default")
     select: dict[str, Any] | None = Field(
@@ -114,6 +122,8 @@ class Walk:
         self.chain, self.workdir = chain, workdir
         self.spec = registry.dataset_spec(chain.dataset, chain.overrides)
         _check_spec(self.spec)
+        if chain.data_from:
+            _check_data_from(chain)
 
     def days(self, first: int, last: int) -> list[int]:
         """Returns the days that are to be walked: a missed day is caught up.
@@ -137,6 +147,34 @@ class Walk:
     def folder(self, day: int) -> pathlib.Path:
         """Returns the folder of a day."""
         return self.workdir / str(day)
+
+    def data(self, day: int) -> pathlib.Path:
+        """Returns the data set of a day.
+
+        Raises:
+          ChainError: When it is another chain's, which has not made it.
+        """
+        if not self.chain.data_from:
+            return self.folder(day) / "data"
+        found = pathlib.Path(self.chain.data_from) / str(day) / "data"
+        if not (found / SUCCESS_FILE).exists():
+            raise ChainError(
+                f"data_from must be a chain that has prepared {day}; there is no "
+                f"{found}. Walk that chain first."
+            )
+        return found
+
+    @property
+    def stream(self) -> str:
+        """Name of the selected rows below a day's data set.
+
+        In another chain's data set the name tells the settings: chains with others
+        must not find these rows.
+        """
+        if not self.chain.data_from:
+            return STREAM
+        text = json.dumps(self.chain.select, sort_keys=True)
+        return f"{STREAM}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def published(self, day: int) -> int | None:
         """Returns the newest day up to `day` whose version the gate let through."""
@@ -168,9 +206,8 @@ class Walk:
 
     def run_config(self, day: int, first: int) -> dict[str, Any]:
         """Returns the RunConfig of a day."""
-        folder = self.folder(day)
         values: dict[str, Any] = {"max_epochs": 1, "patience": None, **self.chain.run}
-        values |= {"data_dir": str(folder / "data"), "train_days": [day, day]}
+        values |= {"data_dir": str(self.data(day)), "train_days": [day, day]}
         if day != first:
             before = day_after(day, -1)
             values["init_from"] = str(self.folder(before) / "run")
@@ -182,14 +219,14 @@ class Walk:
         if source is not None:
             method_config["source_workdir"] = str(source)
         if self.chain.select is not None:
-            method_config["gst_path"] = f"streams/{STREAM}"
+            method_config["gst_path"] = f"streams/{self.stream}"
         return {**values, "method_config": method_config}
 
     def commands(self, day: int, first: int) -> list[Command]:
         """Returns the stages of a day, in order; writes nothing."""
         folder = self.folder(day)
-        data, run = folder / "data", folder / "run"
-        found = [self._preprocess(day, first, data)]
+        data, run = self.data(day), folder / "run"
+        found = [] if self.chain.data_from else [self._preprocess(day, first, data)]
         if self.chain.select is not None:
             found.append(self._select(day, data))
         config = f"--config={folder / 'run.yaml'}"
@@ -244,10 +281,10 @@ class Walk:
                 arguments += [f"--{name}", *settings]
             else:
                 arguments.append(f"--{name}={value}")
-        arguments += [f"--cutoff_day={day_after(day, -1)}", f"--name={STREAM}"]
+        arguments += [f"--cutoff_day={day_after(day, -1)}", f"--name={self.stream}"]
         arguments += [f"--first_day={day}", f"--last_day={day}"]
         return Command(
-            "select", tuple(arguments), data / "streams" / STREAM / SUCCESS_FILE
+            "select", tuple(arguments), data / "streams" / self.stream / SUCCESS_FILE
         )
 
     def _moment(self, day: int) -> int:
@@ -270,6 +307,23 @@ def _check_spec(spec: DatasetSpec) -> None:
             f"seconds or milliseconds; {spec.name} is split by {spec.split.by} on "
             f"{spec.split_column!r}. Set split, or choose another data set."
         )
+
+
+def _check_data_from(chain: Chain) -> None:
+    path = pathlib.Path(chain.data_from) / CHAIN_FILE
+    if not path.exists():
+        raise ChainError(
+            f"data_from must be the workdir of a chain; there is no {path}. Walk that "
+            "chain first."
+        )
+    theirs = json.loads(path.read_text("utf-8"))
+    ours = chain.model_dump(mode="json")
+    for key in _DATA_KEYS:
+        if theirs[key] != ours[key]:
+            raise ChainError(
+                f"{key} must be that of the chain in data_from, {theirs[key]!r}; got "
+                f"{ours[key]!r} ({path}). Set the same, or leave out data_from."
+            )
 
 
 def to_date(day: int) -> datetime.date:

@@ -16,7 +16,6 @@ from features.config import ConfigError
 from pipeline import chain as chain_lib
 from pipeline.chain import Chain, ChainError, Command, Walk
 
-CHAIN_FILE = "chain.json"
 GATE_STATUS = 3  # of serving.export: refused by the gate
 EPILOG = """examples:
   python -m pipeline.continual --config chain.yaml --workdir chains/target \\
@@ -120,7 +119,7 @@ def _claimed(chain: Chain, workdir: pathlib.Path) -> Iterator[None]:
                 f"workdir {workdir} must be walked by one process at a time; another "
                 "has it. Wait for it, or stop it."
             ) from error
-        path, asked = workdir / CHAIN_FILE, chain.model_dump(mode="json")
+        path, asked = workdir / chain_lib.CHAIN_FILE, chain.model_dump(mode="json")
         if path.exists():
             found = json.loads(path.read_text("utf-8"))
             differing = sorted(k for k in asked if found.get(k) != asked[k])

@@ -137,6 +137,34 @@ def test_a_failed_stage_keeps_what_is_done_and_goes_on_there(ran, tmp_path):
     assert modules(ran)[3:] == ["train", "export"]
 
 
+def test_a_chain_takes_the_data_sets_of_another(ran, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    with continual._claimed(make(), first):
+        continual.walk_days(Walk(make(), first), DAY_1, DAY_2)
+    ran.commands.clear()
+    chain = make(data_from=str(first), select={"target_domains": ["d0"]})
+    walk = Walk(chain, second)
+    continual.walk_days(walk, DAY_2, DAY_2)
+    assert modules(ran) == ["select_samples", "train", "export"]
+    config = yaml.safe_load((second / str(DAY_2) / "run.yaml").read_text())
+    assert config["data_dir"] == str(first / str(DAY_2) / "data")
+    # Rows that were selected otherwise are not taken for its own.
+    assert walk.stream not in ("gst", Walk(make(data_from=str(first)), second).stream)
+    assert config["method_config"]["gst_path"] == f"streams/{walk.stream}"
+    assert options(ran.commands[0])["--name"] == walk.stream
+    with pytest.raises(ChainError, match=r"chain that has prepared 20240202; there is"):
+        continual.walk_days(walk, DAY_2, DAY_3)
+
+
+def test_data_of_a_chain_with_other_settings_is_refused(tmp_path):
+    with continual._claimed(make(), tmp_path):
+        pass
+    with pytest.raises(ChainError, match=r"window_days must be that .* 2; got 3"):
+        Walk(make(data_from=str(tmp_path), window_days=3), tmp_path / "other")
+    with pytest.raises(ChainError, match="must be the workdir of a chain; there is no"):
+        Walk(make(data_from=str(tmp_path / "nowhere")), tmp_path / "other")
+
+
 def test_a_version_that_the_gate_refuses_does_not_end_the_chain(ran, tmp_path):
     ran.gate = True
     days = continual.walk_days(Walk(make(), tmp_path), DAY_1, DAY_2)
