@@ -62,7 +62,7 @@ setup(
     packages=find_packages(include=[p + s for p in PACKAGES for s in ("", ".*")]),
     package_data={
         "serving": ["deploy/*", "templates/*"],
-        "models": ["experiments/*.yaml", "templates/*"],
+        "models": ["experiments/*.yaml", "experiments/days/*.yaml", "templates/*"],
         "pipeline": ["examples/*"],
     },
     install_requires=TRAIN_AND_SERVE,

@@ -55,26 +55,31 @@ class Job(Config):
     makes: str = Field(description="folder below the data set; once there, it is done")
 
 
-class PreparedData(Config):
-    """One data set of an experiment."""
+class RawData(Config):
+    """A raw log, from a folder or generated, and the data set to make of it."""
 
     dataset: str = Field(description="name in features.registry")
     raw_dir: str = Field("", description="below the folder given by the caller")
     preset: str = Field("", description="generate this planted log as raw data instead")
-    jobs: list[Job] = []
     overrides: list[str] = []
-    published: dict[str, list[float]] = Field(
-        {}, description="label -> AUC x 100 by domain, task; for the eye only"
-    )
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> "PreparedData":
+    def _check(self) -> "RawData":
         if self.preset and self.raw_dir:
             raise ValueError(
                 f"preset and raw_dir exclude each other; got {self.preset!r} and "
                 f"{self.raw_dir!r}"
             )
         return self
+
+
+class PreparedData(RawData):
+    """One data set of an experiment."""
+
+    jobs: list[Job] = []
+    published: dict[str, list[float]] = Field(
+        {}, description="label -> AUC x 100 by domain, task; for the eye only"
+    )
 
 
 class Experiment(Config):
@@ -136,7 +141,7 @@ class Experiment(Config):
             "seed": seed,
         }
         common = self.base.get("method_config", {})
-        values["method_config"] = _merged(common, entry.method_config)
+        values["method_config"] = merged(common, entry.method_config)
         if entry.source:
             source = run_folder(workdir, entry.source, seed)
             values["method_config"]["source_workdir"] = str(source)
@@ -153,7 +158,7 @@ class Experiment(Config):
                 for parent in reversed(parents):
                     leaf = {parent: leaf}
                 own = leaf if parents[:1] == ["method_config"] else {"run": leaf}
-                values = _merged(values, own)
+                values = merged(values, own)
             entries[label] = entry.model_copy(update=values)
         return self.model_copy(update={"entries": entries})
 
@@ -163,12 +168,23 @@ def run_folder(workdir: str | pathlib.Path, label: str, seed: int) -> pathlib.Pa
     return pathlib.Path(workdir) / label / f"seed{seed}"
 
 
-def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Returns `base` with what `own` says otherwise, key by key at every depth."""
     result = dict(base)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = merged(result[key], value) if both else value
     return result
+
+
+def is_path(name_or_path: str) -> bool:
+    """Returns whether it is a YAML file's path, not the name of a built-in one."""
+    return pathlib.Path(name_or_path).suffix in (".yaml", ".yml")
+
+
+def experiment_names() -> list[str]:
+    """Returns the names of the built-in experiments."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_experiment(
@@ -181,8 +197,8 @@ def load_experiment(
       ConfigError: For a file that is not a valid experiment.
     """
     path = pathlib.Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+    if not is_path(name_or_path):
+        known = experiment_names()
         if name_or_path not in known:
             raise LookupError(
                 f"experiment must be one of {', '.join(known)} or a .yaml path; got "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from features import synthetic
 from features.dataset import SUCCESS_FILE, Dataset
-from models.comparison.experiment import PreparedData
+from models.comparison.experiment import PreparedData, RawData
 
 SYNTHETIC_FILE = "truth.json"  # written last by the generator
 BEST = "best reachable"
@@ -30,34 +30,48 @@ def prepare(
       ValueError: When raw data is needed and `raw_dir` is None.
       RuntimeError: When a step fails; it has printed why.
     """
-    prepared = folder / "data"
+    prepared, raw = folder / "data", raw_folder(data, raw_dir, folder)
+    if not (prepared / SUCCESS_FILE).exists():
+        arguments = [f"--dataset={data.dataset}", f"--raw_dir={raw}"]
+        arguments += [f"--set={override}" for override in data.overrides]
+        run_module("pipeline.preprocess", *arguments, f"--data_dir={prepared}")
+    for job in data.jobs:
+        if not (prepared / job.makes / SUCCESS_FILE).exists():
+            run_module(job.module, f"--data_dir={prepared}", *job.arguments)
+    return prepared
+
+
+def raw_folder(
+    data: RawData, raw_dir: pathlib.Path | None, folder: pathlib.Path
+) -> pathlib.Path:
+    """Returns the raw log, generated where it is to be and is not yet.
+
+    Arguments and errors as `prepare`.
+    """
     if data.preset:
         raw = folder / "raw"
         if not (raw / SYNTHETIC_FILE).exists():
-            _run("features.synthetic", [f"--preset={data.preset}", f"--out={raw}"])
-    elif raw_dir is None:
+            run_module("features.synthetic", f"--preset={data.preset}", f"--out={raw}")
+        return raw
+    if raw_dir is None:
         raise ValueError(
             f"reproduce.raw_dir must be the folder of the raw data: data set "
             f"{data.dataset!r} is not generated. Give DATA=<folder> (--raw_dir)."
         )
-    else:
-        raw = raw_dir / data.raw_dir
-    if not (prepared / SUCCESS_FILE).exists():
-        arguments = [f"--dataset={data.dataset}", f"--raw_dir={raw}"]
-        arguments += [f"--set={override}" for override in data.overrides]
-        _run("pipeline.preprocess", [*arguments, f"--data_dir={prepared}"])
-    for job in data.jobs:
-        if not (prepared / job.makes / SUCCESS_FILE).exists():
-            _run(job.module, [f"--data_dir={prepared}", *job.arguments])
-    return prepared
+    return raw_dir / data.raw_dir
 
 
-def _run(module: str, arguments: Sequence[str]) -> None:
+def run_module(module: str, *arguments: str) -> None:
+    """Runs `python -m module` in a process of its own.
+
+    Raises:
+      RuntimeError: When it fails; it has printed why.
+    """
     command = [sys.executable, "-m", module, *arguments]
     if subprocess.run(command, check=False).returncode != 0:
         raise RuntimeError(
-            f"data was not prepared: python -m {module} {' '.join(arguments)} failed; "
-            "see above."
+            f"python -m {module} {' '.join(arguments)} must end with status 0; it "
+            "failed, see above. The same command again goes on there."
         )
 
 

@@ -110,31 +110,35 @@ def _cells(run: Result, split: str, domains: Sequence[str]) -> list[dict[str, An
 
 def _entry(runs: Sequence[Result], domains: Sequence[str]) -> dict[str, Any]:
     cells = [_cells(run, SPLIT, domains) for run in runs]
-    columns = list(zip(*cells, strict=True))  # a cell's values by seed
     speeds = [r.train_rows_per_sec for r in runs if r.train_rows_per_sec]
     validation = [_mean(_cells(r, "validation", domains), "auc") for r in runs]
     return {
-        "seeds": len(runs),
-        "cells": [
-            {
-                "domain": column[0]["domain"],
-                "task": column[0]["task"],
-                "rows": column[0]["rows"],
-                **{
-                    k: _stats([c[k] for c in column])
-                    for k in ("auc", "logloss", "pcoc")
-                },
-            }
-            for column in columns
-        ],
-        "mean_auc": _stats([_mean(part, "auc") for part in cells]),
-        "mean_logloss": _stats([_mean(part, "logloss") for part in cells]),
+        **over_seeds(cells),
         "validation_mean_auc": _stats(validation)["mean"],
         "groups": _groups([r.metrics[SPLIT] for r in runs]),
         "epochs": float(np.mean([r.epochs for r in runs])),
         "train_rows_per_sec": float(np.median(speeds)) if speeds else None,
         "num_parameters": runs[0].num_parameters,
         "workdirs": [str(r.workdir) for r in runs],
+    }
+
+
+def over_seeds(cells: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Returns the metrics of each cell and their means, with the spread over seeds.
+
+    Args:
+      cells: By seed, the same cells of a metric table in the same order.
+    """
+    names = ("auc", "logloss", "pcoc")
+    return {
+        "seeds": len(cells),
+        "cells": [
+            {k: column[0][k] for k in ("domain", "task", "rows")}
+            | {name: _stats([cell[name] for cell in column]) for name in names}
+            for column in zip(*cells, strict=True)
+        ],
+        "mean_auc": _stats([_mean(part, "auc") for part in cells]),
+        "mean_logloss": _stats([_mean(part, "logloss") for part in cells]),
     }
 
 
@@ -187,16 +191,25 @@ def _difference(
         [Scores.load(run.scores_paths[SPLIT]).of_domains(domains) for run in runs]
         for runs in (main, other)
     )
-    theirs = [_aligned(scores, ours[0]) for scores in theirs]
     count = min(len(ours), len(theirs))
+    return compare_scores(ours[:count], theirs[:count])
+
+
+def compare_scores(ours: Sequence[Scores], theirs: Sequence[Scores]) -> dict[str, Any]:
+    """Returns `compare_runs` of two models' scores of the same rows, a seed each.
+
+    Raises:
+      ValueError: When they scored other rows.
+    """
+    first = ours[0]
     return compare_runs(
-        domain=ours[0].domain,
-        labels=ours[0].labels,
-        label_mask=ours[0].label_mask,
-        runs_a=[scores.logits for scores in ours[:count]],
-        runs_b=[scores.logits for scores in theirs[:count]],
-        domains=ours[0].domains,
-        tasks=ours[0].tasks,
+        domain=first.domain,
+        labels=first.labels,
+        label_mask=first.label_mask,
+        runs_a=[scores.logits for scores in ours],
+        runs_b=[_aligned(scores, first).logits for scores in theirs],
+        domains=first.domains,
+        tasks=first.tasks,
     )
 
 

@@ -67,7 +67,7 @@ def test_missing_raw_data_fails_with_a_status(tmp_path, capfd):
     arguments = ["--experiment=demo", f"--raw_dir={tmp_path / 'nowhere'}"]
     arguments += [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path}"]
     assert reproduce.main(arguments) == 1
-    assert "was not prepared" in capfd.readouterr().err
+    assert "must end with status 0" in capfd.readouterr().err
     assert not (tmp_path / "demo.json").exists()
 
 
