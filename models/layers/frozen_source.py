@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from features.schema import FeatureInfo, ModelSchema
+from models.layers.grown_tables import GrownTables
 from models.layers.target_model import Representation, TargetModel
 
 _log = logging.getLogger(__name__)
@@ -62,26 +63,21 @@ class FrozenSource:
         return digest.hexdigest()[:16]
 
     def copy_to(self, target: TargetModel) -> None:
-        """Starts the other model from the source's weights.
+        """Starts the other model from the source's weights, its tables maybe longer.
 
         Raises:
-          ValueError: When their shapes are not the same.
+          ValueError: When a shape differs otherwise.
         """
-        pairs = list(zip(self.model.variables, target.variables, strict=False))
-        shapes = [[tuple(v.shape) for v in m.variables] for m in (self.model, target)]
-        if shapes[0] != shapes[1]:
-            differing = [
-                f"{b.name} {tuple(a.shape)} against {tuple(b.shape)}"
-                for a, b in pairs
-                if a.shape != b.shape
-            ]
+        own, others = self.model.variables, target.variables
+        if len(own) != len(others):
             raise ValueError(
-                "warm_start_from_source needs a source model of the same shapes; got "
-                f"{', '.join(differing[:3]) or 'another number of variables'}. Train "
-                "it with the same sizes and domains, or turn the warm start off."
+                "warm_start_from_source needs a source model of the same layers; got "
+                f"{len(own)} variables for {len(others)}. Train it with the same "
+                "sizes and domains, or turn the warm start off."
             )
-        for own, other in pairs:
-            other.assign(own)
+        tables = GrownTables(self.model, target, owner="warm_start_from_source")
+        for old, new in zip(own, others, strict=True):
+            tables.copy(old, new)
 
 
 class SourceVersions(tf.train.experimental.PythonState):

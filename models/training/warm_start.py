@@ -11,7 +11,7 @@ import pathlib
 import tensorflow as tf
 
 from features.dataset import Dataset, DatasetInfo
-from models.layers.embeddings import FieldEmbeddings
+from models.layers.grown_tables import GrownTables
 from models.method import Method
 from models.optimizers.base import RowOptimizer
 from models.training import restore, trainer
@@ -99,6 +99,7 @@ def warm_start(
     Raises:
       WarmStartError: When the run is unfinished, of another method, or of data that
         this data set does not continue.
+      GrowthError: When a variable has another shape, or a table shrank.
     """
     workdir = pathlib.Path(workdir)
     owner = f"RunConfig.{field}"
@@ -109,7 +110,7 @@ def warm_start(
             f"{owner} must be a run of {type(method).__name__}; got one of "
             f"{type(old).__name__} ({workdir})."
         )
-    tables = _Tables(old, method)
+    tables = GrownTables(old.model, method.model, owner="RunConfig.init_from")
     pairs = _pairs(old, method)
     for before, now in pairs:
         tables.copy(before, now)
@@ -180,66 +181,3 @@ def _owner(method: Method, variable: tf.Variable) -> RowOptimizer | None:
         if any(v is variable for v in optimizer.model_variables):
             return optimizer
     return None
-
-
-class _Tables:
-    """Copies variables; those that hold tables table by table.
-
-    Attributes:
-      copied: Variables copied.
-      grown: As in `WarmStart`.
-    """
-
-    def __init__(self, old: Method, new: Method):
-        self._parts: dict[object, list[tuple[str, int, int]]] = {}
-        for method in (old, new):
-            for layer in method.model.submodules:
-                if isinstance(layer, FieldEmbeddings):
-                    for name, (variable, first, last) in layer.table_rows().items():
-                        part = self._parts.setdefault(variable.ref(), [])
-                        part.append((name, first, last))
-        self.copied = 0
-        self.grown: dict[str, tuple[int, int]] = {}
-
-    def copy(
-        self,
-        old: tf.Variable,
-        new: tf.Variable,
-        like: tuple[tf.Variable, tf.Variable] | None = None,
-    ) -> None:
-        """Copies `old` to `new`; a slot is laid out `like` its variables."""
-        before, now = (self._parts.get(v.ref(), []) for v in (like or (old, new)))
-        self.copied += 1
-        if not now or len(old.shape) == 0:
-            self._check(old, new)
-            new.assign(old)
-            return
-        places = {name: (first, last) for name, first, last in before}
-        values = new.numpy()
-        source = old.numpy()
-        for name, first, last in now:
-            if name not in places:
-                raise WarmStartError(
-                    f"RunConfig.init_from must have table {name!r} where this model "
-                    "has it; it lies elsewhere. A table has grown past the size of "
-                    "those that share a variable."
-                )
-            start, end = places[name]
-            size = end - start
-            if size > last - first:
-                raise WarmStartError(
-                    f"RunConfig.init_from: table {name!r} must not shrink; got "
-                    f"{last - first} rows, before {size}."
-                )
-            values[first : first + size] = source[start:end]
-            if size != last - first:
-                self.grown[name] = (size, last - first)
-        new.assign(values)
-
-    def _check(self, old: tf.Variable, new: tf.Variable) -> None:
-        if old.shape != new.shape:
-            raise WarmStartError(
-                f"RunConfig.init_from: {new.name!r} must have the shape it had, "
-                f"{tuple(old.shape)}; got {tuple(new.shape)}. Give this run the "
-                "method_config of the earlier one."
-            )

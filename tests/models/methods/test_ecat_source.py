@@ -2,6 +2,7 @@
 
 import models  # noqa: F401 - chooses Keras 2, so it comes first
 
+import dataclasses  # isort: skip
 import gc  # isort: skip
 import logging  # isort: skip
 
@@ -85,8 +86,33 @@ def test_warm_start_copies_the_source():
         data.logits(method, batch)[:, 0], source(batch.features)["t0"]
     )
     wider = source_model(schema, hidden_units=(20, 8))
-    with pytest.raises(ValueError, match="warm_start_from_source.*same shapes"):
+    with pytest.raises(ValueError, match="warm_start_from_source: .*must have the sha"):
         ecat(schema, wider, warm_start_from_source=True)
+    deeper = source_model(schema, hidden_units=(16, 8, 8))
+    with pytest.raises(ValueError, match="warm_start_from_source needs .*same layers"):
+        ecat(schema, deeper, warm_start_from_source=True)
+
+
+def test_warm_start_from_a_source_of_before_the_vocabulary_grew():
+    schema = data.make_schema()
+    source = source_model(schema)
+    more = dataclasses.replace(
+        schema,
+        features=tuple(
+            dataclasses.replace(f, num_ids=f.num_ids + 7) if f.table == "item" else f
+            for f in schema.features
+        ),
+    )
+    method = ecat(more, source, warm_start_from_source=True)
+    shut_gates(method)
+    batch = data.make_batch(schema, 9)  # old ids only
+    np.testing.assert_array_equal(
+        data.logits(method, batch)[:, 0], source(batch.features)["t0"]
+    )
+    variable, first, last = method.model.served.target.embeddings.table_rows()["item"]
+    assert last - first == 57
+    fresh = variable.numpy()[last - 7 : last]
+    assert np.all(np.any(fresh != 0, axis=1))
 
 
 def test_a_changed_source_is_noted_in_the_checkpoint(tmp_path, caplog):
