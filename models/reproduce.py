@@ -1,4 +1,4 @@
-"""Re-runs a published comparison: raw data -> data sets -> runs -> result page."""
+"""Re-runs a published comparison, of runs or of chains: raw data -> result page."""
 
 import argparse
 import json
@@ -21,6 +21,7 @@ from models.comparison.experiment import (
 EPILOG = """examples:
   python -m models.reproduce --experiment movielens_m3oe --raw_dir /data --seeds 5
   python -m models.reproduce --experiment planted_ssctl --seeds 5
+  python -m models.reproduce --experiment kuairand_continual --raw_dir /data --seeds 1
 """
 
 
