@@ -14,7 +14,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from features.config import Config, lookup_error, nearest
+from features.config import Config, lookup_error, nearest, read_yaml
 from models.comparison import prepare, table
 from models.comparison.experiment import FOLDER, RawData, is_path, merged
 from models.training.evaluate import Scores
@@ -86,11 +86,14 @@ def names() -> list[str]:
 
 
 def is_days_experiment(name_or_path: str) -> bool:
-    """Returns whether it is a built-in comparison of chains, or a YAML file of one."""
+    """Returns whether it is a built-in comparison of chains, or a YAML file of one.
+
+    Raises:
+      ConfigError: For a file that cannot be read.
+    """
     if not is_path(name_or_path):
         return name_or_path in names()
-    values = yaml.safe_load(pathlib.Path(name_or_path).read_text("utf-8"))
-    return isinstance(values, dict) and "chains" in values
+    return "chains" in read_yaml(name_or_path)
 
 
 def load(name_or_path: str) -> DaysExperiment:

@@ -171,6 +171,15 @@ def test_unknown_experiment_names_the_nearest_of_both_kinds(capsys):
     assert "'kuairand_continual'" in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_there_or_no_yaml_is_told(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    assert reproduce.main([f"--experiment={path}"]) == 1
+    assert f"must be an existing file; got '{path}'" in capsys.readouterr().err
+    path.write_text("a: [")
+    assert reproduce.main([f"--experiment={path}"]) == 1
+    assert "must be valid YAML" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
