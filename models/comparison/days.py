@@ -129,8 +129,10 @@ def walk(
       label -> workdirs in order of seed.
 
     Raises:
-      ValueError, RuntimeError: As `prepare.prepare`.
+      ValueError, RuntimeError: As `prepare.prepare`; for `seeds` below 1.
     """
+    if seeds < 1:
+        raise ValueError(f"reproduce.seeds must be at least 1; got {seeds}.")
     raw = prepare.raw_folder(experiment.data, raw_dir, folder)
     found: dict[str, list[pathlib.Path]] = {label: [] for label in experiment.chains}
     for seed in range(seeds):

@@ -157,6 +157,11 @@ def test_page_says_what_each_chain_has_and_keeps_no_folder(
     assert "tiny / planted_ecat" in (results / "overview.md").read_text()
 
 
+def test_no_seed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"reproduce.seeds must be at least 1; got 0"):
+        days.walk(make(), tmp_path, tmp_path, seeds=0)
+
+
 @pytest.mark.parametrize(
     "flag", ["--data=x", "--entries=ours", "--workers=2", "--search=3"]
 )
