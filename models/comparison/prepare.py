@@ -58,7 +58,13 @@ def raw_folder(
             f"reproduce.raw_dir must be the folder of the raw data: data set "
             f"{data.dataset!r} is not generated. Give DATA=<folder> (--raw_dir)."
         )
-    return raw_dir / data.raw_dir
+    raw = raw_dir / data.raw_dir
+    if not raw.is_dir():  # said before anything remembers the path
+        raise ValueError(
+            f"reproduce.raw_dir must hold the raw data of {data.dataset!r}; there is "
+            f"no folder {raw}. Check DATA=<folder> (--raw_dir)."
+        )
+    return raw
 
 
 def run_module(module: str, *arguments: str) -> None:

@@ -46,8 +46,9 @@ def make(**changes):
 
 
 @pytest.fixture
-def walked(monkeypatch):
+def walked(monkeypatch, tmp_path):
     """Stands in for `pipeline.continual`: leaves a result and scores of every day."""
+    (tmp_path / "logs").mkdir()
     calls = []
 
     def run(module, *arguments):
@@ -90,7 +91,7 @@ def leave_run(folder, label, day):
 
 
 def test_chains_are_walked_in_order_and_read_each_other(walked, tmp_path):
-    days.walk(make(), pathlib.Path("raw"), tmp_path, seeds=2)
+    days.walk(make(), tmp_path, tmp_path, seeds=2)
     assert {module for module, _ in walked} == {"pipeline.continual"}
     folders = [pathlib.Path(flags["workdir"]) for _, flags in walked]
     assert [str(f.relative_to(tmp_path)) for f in folders] == [
@@ -113,13 +114,13 @@ def test_chains_are_walked_in_order_and_read_each_other(walked, tmp_path):
     ]
     assert chains[3]["run"] == {"method": "eta", "batch_size": 8, "seed": 1}
     assert chains[4]["run"] == {"method": "ecat", "batch_size": 8, "seed": 1}
-    assert {chain["raw_dir"] for chain in chains} == {"raw/logs"}
+    assert {chain["raw_dir"] for chain in chains} == {str(tmp_path / "logs")}
     assert all(chain["overrides"] == ["a.b=1"] for chain in chains)
 
 
 def test_days_that_all_chains_have_are_compared_on_the_domains_rows(walked, tmp_path):
     experiment = make()
-    workdirs = days.walk(experiment, pathlib.Path("raw"), tmp_path, seeds=1)
+    workdirs = days.walk(experiment, tmp_path, tmp_path, seeds=1)
     summary = days.summarise(experiment, workdirs)
     for label, aucs in AUCS.items():
         entry = summary["entries"][label]

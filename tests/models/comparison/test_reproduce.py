@@ -67,6 +67,15 @@ def test_missing_raw_data_fails_with_a_status(tmp_path, capfd):
     arguments = ["--experiment=demo", f"--raw_dir={tmp_path / 'nowhere'}"]
     arguments += [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path}"]
     assert reproduce.main(arguments) == 1
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "demo.json").exists()
+
+
+def test_raw_data_that_is_refused_fails_with_a_status(tmp_path, capfd):
+    arguments = ["--experiment=demo", f"--raw_dir={tmp_path}"]
+    arguments += [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path}"]
+    assert reproduce.main(arguments) == 1
     assert "must end with status 0" in capfd.readouterr().err
     assert not (tmp_path / "demo.json").exists()
 
