@@ -121,8 +121,9 @@ def _claimed(chain: Chain, workdir: pathlib.Path) -> Iterator[None]:
             ) from error
         path, asked = workdir / chain_lib.CHAIN_FILE, chain.model_dump(mode="json")
         if path.exists():
-            found = json.loads(path.read_text("utf-8"))
-            differing = sorted(k for k in asked if found.get(k) != asked[k])
+            # Parsed: a chain that began before an option existed has its default.
+            found = Chain.load(path).model_dump(mode="json")
+            differing = sorted(k for k in asked if found[k] != asked[k])
             if differing:
                 raise ChainError(
                     f"workdir {workdir} must hold this chain or nothing; it differs in "

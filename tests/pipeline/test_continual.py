@@ -156,6 +156,22 @@ def test_a_chain_takes_the_data_sets_of_another(ran, tmp_path):
         continual.walk_days(walk, DAY_2, DAY_3)
 
 
+def test_a_chain_that_began_before_an_option_existed_goes_on(tmp_path):
+    with continual._claimed(make(), tmp_path):
+        pass
+    path = tmp_path / "chain.json"
+    old = json.loads(path.read_text())
+    del old["data_from"]
+    path.write_text(json.dumps(old))
+    with continual._claimed(make(), tmp_path):
+        pass
+    with (
+        pytest.raises(ChainError, match="differs in data_from"),
+        continual._claimed(make(data_from="elsewhere"), tmp_path),
+    ):
+        pass
+
+
 def test_data_of_a_chain_with_other_settings_is_refused(tmp_path):
     with continual._claimed(make(), tmp_path):
         pass

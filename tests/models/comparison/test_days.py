@@ -210,4 +210,9 @@ def test_built_in_chains_are_what_the_pipeline_reads(name):
         chain = Chain.parse(days.chain_settings(experiment, label, 0, raw, folder))
         registry.dataset_spec(chain.dataset, chain.overrides)
         run = RunConfig.parse({**chain.run, "data_dir": "data"}, where=label)
-        run.parsed_method_config()
+        config = run.parsed_method_config()
+        if run.method == "ecat":  # what it trains for is what is compared
+            assert config.target_domain == experiment.domain
+        if chain.select is not None:
+            assert chain.select["target_domains"] == [experiment.domain]
+    assert experiment.chains[experiment.main].source_mode == "continual"
