@@ -1,5 +1,7 @@
 """`Experiment`: which methods, in which form, on which data sets, against what."""
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +43,9 @@ class Entry(Config):
     method_config: dict[str, Any] = {}
     run: dict[str, Any] = Field({}, description="RunConfig keys that differ")
     search: dict[str, "Choice"] = Field({}, description="further keys to search")
+    settings: dict[str, Any] = Field(
+        {}, description="RunConfig key (a.b.c) -> value, over all others: a search's"
+    )
     source: str = Field(
         "",
         description="entry whose run of the same seed is method_config.source_workdir",
@@ -143,29 +148,42 @@ class Experiment(Config):
         common = self.base.get("method_config", {})
         values["method_config"] = merged(common, entry.method_config)
         if entry.source:
-            source = run_folder(workdir, entry.source, seed)
+            source = self.run_folder(workdir, entry.source, seed)
             values["method_config"]["source_workdir"] = str(source)
+        for key, value in entry.settings.items():
+            *parents, last = key.split(".")
+            leaf: dict[str, Any] = {last: value}
+            for parent in reversed(parents):
+                leaf = {parent: leaf}
+            values = merged(values, leaf)
         return RunConfig.parse(values, where=f"entry {label}")
+
+    def run_folder(
+        self, workdir: str | pathlib.Path, label: str, seed: int
+    ) -> pathlib.Path:
+        """Returns the workdir of an entry's run with a seed.
+
+        `<workdir>/<label>/seed<seed>`; with `settings`, its own or those of its
+        source, a folder named by them lies between: runs of other settings of the
+        same entry stay as they are, and one that a search has done is found again.
+        """
+        source = self.entries[label].source
+        settings = [self.entries[name].settings for name in (label, source) if name]
+        folder = pathlib.Path(workdir) / label
+        if any(settings):
+            text = json.dumps(settings, sort_keys=True)
+            folder /= hashlib.sha256(text.encode()).hexdigest()[:12]
+        return folder / f"seed{seed}"
 
     def with_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> "Experiment":
         """Returns the experiment with settings of entries: label -> {a.b.c: value}."""
-        entries = {}
-        for label, entry in self.entries.items():
-            values = {"run": dict(entry.run), "method_config": entry.method_config}
-            for key, value in settings.get(label, {}).items():
-                *parents, last = key.split(".")
-                leaf: dict[str, Any] = {last: value}
-                for parent in reversed(parents):
-                    leaf = {parent: leaf}
-                own = leaf if parents[:1] == ["method_config"] else {"run": leaf}
-                values = merged(values, own)
-            entries[label] = entry.model_copy(update=values)
+        entries = {
+            label: entry.model_copy(
+                update={"settings": {**entry.settings, **settings.get(label, {})}}
+            )
+            for label, entry in self.entries.items()
+        }
         return self.model_copy(update={"entries": entries})
-
-
-def run_folder(workdir: str | pathlib.Path, label: str, seed: int) -> pathlib.Path:
-    """Returns the workdir of an entry's run with a seed."""
-    return pathlib.Path(workdir) / label / f"seed{seed}"
 
 
 def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ import yaml
 from absl import logging
 
 from features.config import lookup_error
-from models.comparison.experiment import Experiment, run_folder
+from features.dataset import Dataset
+from models.comparison.experiment import Experiment
+from models.training import workdir as workdir_lib
 from models.training.config import RunConfig
 from models.training.nonfinite import NonFiniteLossError
 from models.training.result import Result, is_finished
@@ -51,7 +53,7 @@ def run_entries(
     Args:
       experiment: The comparison.
       data_dir: Prepared data set.
-      workdir: Runs lie in `<workdir>/<entry>/seed<seed>`.
+      workdir: Where runs lie; see `Experiment.run_folder`.
       seeds: Seeds 0 .. seeds - 1.
       labels: Entries to run, and with them the sources that they read; empty runs all.
       time_limit_secs: No new run is begun after it; None = no limit.
@@ -61,6 +63,7 @@ def run_entries(
     Raises:
       LookupError: For an unknown label.
       ValueError: For `workers` below 1 or above the number of processors.
+      WorkdirError: When a folder holds a run of other settings or another data set.
       RuntimeError: When a run in a process of its own fails.
     """
     for label in labels:
@@ -69,7 +72,7 @@ def run_entries(
     wanted = set(labels or experiment.entries)
     wanted |= {experiment.entries[label].source for label in wanted} - {""}
     folders = {
-        (label, seed): run_folder(workdir, label, seed)
+        (label, seed): experiment.run_folder(workdir, label, seed)
         for seed in range(seeds)
         for label in experiment.entries
     }
@@ -111,10 +114,10 @@ def run_all(
       folder -> first line of the error, with `may_diverge`; else {}.
 
     Raises:
-      ValueError, RuntimeError: As `run_entries`.
+      ValueError, WorkdirError, RuntimeError: As `run_entries`.
     """
     slots = processor_shares(workers)
-    todo = [(config, folder) for config, folder in runs if not is_finished(folder)]
+    todo = [run for run in runs if not _is_done(*run)]
     deadline = time.monotonic() + time_limit_secs if time_limit_secs else None
     if workers > 1:
         return _run_processes(todo, slots, deadline, may_diverge)
@@ -129,6 +132,15 @@ def run_all(
                     raise
                 diverged[folder] = str(error).partition("\n")[0]
     return diverged
+
+
+def _is_done(config: RunConfig, folder: pathlib.Path) -> bool:
+    """Returns whether this very run is finished; another one there is refused."""
+    if not is_finished(folder):
+        return False
+    dataset = Dataset.open(config.data_dir)
+    workdir_lib.claim(folder, workdir_lib.describe(config, dataset))
+    return True
 
 
 def processor_shares(workers: int) -> list[set[int]]:

@@ -6,8 +6,6 @@ the finished runs and goes on.  A run that diverged goes on from its last checkp
 diverges again.
 """
 
-import functools
-import hashlib
 import json
 import math
 import pathlib
@@ -23,7 +21,6 @@ from models.training import measure
 from models.training.config import RunConfig
 from models.training.result import Result, is_finished
 
-FOLDER = "search"
 SEED = 0
 
 
@@ -46,7 +43,7 @@ def search(
     Args:
       experiment: With a `search` space.
       data_dir: Prepared data set.
-      workdir: Runs lie in `<workdir>/search/<entry>/<hash of the settings>`.
+      workdir: Of the comparison; see `Experiment.run_folder`.
       trials: Runs an entry, >= 1.
       labels: Entries to search for; empty = all.
       workers: Runs at a time.
@@ -61,8 +58,13 @@ def search(
       RuntimeError: When Optuna is not installed, or every trial of an entry failed.
     """
     spaces = _spaces(experiment, labels, trials)
-    folder = pathlib.Path(workdir) / FOLDER
-    run = functools.partial(_run, experiment, data_dir, folder)
+
+    def run(label: str, settings: Mapping[str, Any]) -> tuple[RunConfig, pathlib.Path]:
+        # Its source is as it is written: the source's own search must not move it.
+        made = experiment.with_settings({label: settings})
+        config = made.run_config(label, data_dir, SEED, workdir)
+        return config, made.run_folder(workdir, label, SEED)
+
     sources = sorted({experiment.entries[label].source for label in spaces} - {""})
     runner.run_all([run(source, {}) for source in sources], workers=workers)
     studies = {label: _Study(label, space) for label, space in spaces.items()}
@@ -105,29 +107,6 @@ def _spaces(
             f"{[label for label, space in spaces.items() if space]}."
         )
     return spaces
-
-
-def _run(
-    experiment: Experiment,
-    data_dir: str,
-    folder: pathlib.Path,
-    label: str,
-    settings: Mapping[str, Any],
-) -> tuple[RunConfig, pathlib.Path]:
-    """Returns the config of an entry's run with these settings, and its folder."""
-    made = experiment.with_settings({label: settings})
-    config = made.run_config(label, data_dir, SEED)
-    source = experiment.entries[label].source
-    if source:  # as it is written: the source's own search must not move it
-        at = str(folder / source / _name({}))
-        values = {**config.method_config, "source_workdir": at}
-        config = config.model_copy(update={"method_config": values})
-    return config, folder / label / _name(settings)
-
-
-def _name(settings: Mapping[str, Any]) -> str:
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12] if settings else "as_written"
 
 
 class _Study:

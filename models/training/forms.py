@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 from features.dataset import Dataset
+from models.metrics.table import MetricsTable
 from models.training import evaluate, measure, trainer
 from models.training import workdir as workdir_lib
 from models.training.config import RunConfig
@@ -63,7 +64,7 @@ def train_family(config: RunConfig, dataset: Dataset, workdir: pathlib.Path) -> 
             functools.partial(_load_scores, workdir, split),
         )
         scores.save(scores_path(workdir, split))
-        tables[split] = measure.metrics_of(scores).to_json()
+        tables[split] = measure.metrics_of(scores)
     result = _merged(workdir, config, results, tables)
     result.save()
     return result
@@ -94,15 +95,14 @@ def _merged(
     workdir: pathlib.Path,
     config: RunConfig,
     results: dict[str, Result],
-    tables: dict[str, dict],
+    tables: dict[str, MetricsTable],
 ) -> Result:
     rates = [r.train_rows_per_sec for r in results.values() if r.train_rows_per_sec]
-    validation = tables.get("validation", {})
     return Result(
         workdir=workdir,
-        metrics=tables,
+        metrics={split: table.to_json() for split, table in tables.items()},
         metric=config.metric,
-        best_metric=validation.get(config.metric),
+        best_metric=tables["validation"].scalars()[config.metric],
         best_step=None,
         best_epoch=None,
         steps=sum(r.steps for r in results.values()),

@@ -14,6 +14,7 @@ import yaml
 
 from models import compare, registry, train
 from models.comparison import experiment, report, runner, table
+from models.training.workdir import WorkdirError
 from tests.helpers import tiny_dataset
 from tests.models.training import fakes
 
@@ -99,6 +100,15 @@ def test_finished_runs_are_found_again(done, data_dir, monkeypatch):
     folder, summary = done
     again = compare.compare(make(), data_dir, folder, seeds=2, references=PAPER)
     assert again["entries"] == summary["entries"]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs_two)])
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
+    done, data_dir, workers
+):
+    changed = make(base={**make().base, "batch_size": 64})
+    with pytest.raises(WorkdirError, match="batch_size: 128 there, 64 asked"):
+        compare.compare(changed, data_dir, done[0], seeds=2, workers=workers)
 
 
 def test_differences_name_both_references_and_every_cell(done):

@@ -42,8 +42,8 @@ def runs(monkeypatch):
         done[folder] = (config, value)
 
     monkeypatch.setattr(runner, "train", train)
-    for module in (runner, search):
-        monkeypatch.setattr(module, "is_finished", lambda folder: folder in done)
+    monkeypatch.setattr(search, "is_finished", lambda folder: folder in done)
+    monkeypatch.setattr(runner, "_is_done", lambda _, folder: folder in done)
     result = lambda folder: types.SimpleNamespace(best_metric=done[folder][1])  # noqa: E731
     monkeypatch.setattr(Result, "load", staticmethod(result))
     return done
@@ -55,15 +55,15 @@ def test_every_entry_gets_the_same_number_of_trials_the_first_as_written(
     found = search.search(make(), "data", tmp_path, trials=6)
     assert {k: v["trials"] for k, v in found.items()} == {"a": 6, "b": 6}
     for label in ("a", "b"):
-        folders = [f for f in runs if f.parent.name == label]
+        folders = [f for f in runs if label in f.parts]
         assert len(folders) == 6
-        assert runs[tmp_path / "search" / label / "as_written"][0].batch_size == 32
+        assert runs[tmp_path / label / "seed0"][0].batch_size == 32
         assert all(runs[f][0].seed == search.SEED for f in folders)
 
 
 def test_best_settings_are_those_of_the_best_validation_value(runs, tmp_path):
     found = search.search(make(), "data", tmp_path, trials=8)["a"]
-    best = max(value for f, (_, value) in runs.items() if f.parent.name == "a")
+    best = max(v for f, (_, v) in runs.items() if "a" in f.parts)
     assert found["value"] == best
     assert found["settings"]["batch_size"] == 64
     config = make().with_settings({"a": found["settings"]}).run_config("a", "x", 1)
@@ -86,7 +86,7 @@ def test_search_started_again_does_no_run_twice(runs, tmp_path):
 def test_lower_is_better_for_a_loss(runs, tmp_path):
     made = make(base={"metric": "mean_logloss", "batch_size": 32})
     found = search.search(made, "data", tmp_path, trials=8)["a"]
-    worst = min(value for f, (_, value) in runs.items() if f.parent.name == "a")
+    worst = min(v for f, (_, v) in runs.items() if "a" in f.parts)
     assert found["value"] == worst
 
 
@@ -99,7 +99,7 @@ def test_settings_of_an_entry_have_keys_of_their_own(runs, tmp_path):
     shapes = {
         runs[f][0].parsed_method_config().hidden_units
         for f in runs
-        if f.parent.name == "a" and f.name != "as_written"
+        if "a" in f.parts and f.parent.name != "a"
     }
     assert shapes <= {(8,), (4, 2)}
     assert shapes
@@ -111,12 +111,28 @@ def test_a_source_is_run_as_written_for_the_search_of_its_readers(runs, tmp_path
         "b": {"method": "eta"},
     }
     search.search(make(entries=entries), "data", tmp_path, trials=3, labels=("a",))
-    written = tmp_path / "search" / "b" / "as_written"
+    written = tmp_path / "b" / "seed0"
     assert next(iter(runs)) == written
-    readers = [config for f, (config, _) in runs.items() if f.parent.name == "a"]
+    readers = [config for f, (config, _) in runs.items() if "a" in f.parts]
     assert len(readers) == 3
     for config in readers:
         assert config.method_config["source_workdir"] == str(written)
+
+
+def test_seeds_after_a_search_begin_with_its_best_run(runs, tmp_path):
+    entries = {"a": {"method": "ecat", "source": "b"}, "b": {"method": "eta"}}
+    made = make(entries=entries)
+    found = search.search(made, "data", tmp_path, trials=3, labels=("b",))
+    found = made.with_settings({"b": found["b"]["settings"]})
+    config = found.run_config("b", "data", search.SEED, tmp_path)
+    folder = found.run_folder(tmp_path, "b", search.SEED)
+    assert runs[folder][0] == config
+    assert found.run_folder(tmp_path, "b", 1).parent == folder.parent
+    # A reader of that source is another run than one that read it as written.
+    reader = found.run_config("a", "data", 1, tmp_path)
+    assert reader.method_config["source_workdir"] == str(folder.parent / "seed1")
+    written = make(entries=entries).run_folder(tmp_path, "a", 1)
+    assert found.run_folder(tmp_path, "a", 1) != written == tmp_path / "a" / "seed1"
 
 
 @pytest.fixture
@@ -144,7 +160,7 @@ def test_a_trial_that_diverges_is_logged_as_failed_and_the_search_goes_on(
     found = search.search(make(), "data", tmp_path, trials=8)
     assert {k: v["trials"] for k, v in found.items()} == {"a": 8, "b": 8}
     assert found["a"]["settings"]["batch_size"] == 64
-    bad = [f for f in folders if f.parent.name == "a"]
+    bad = [f for f in folders if "a" in f.parts]
     assert 0 < len(bad) == found["a"]["failed"]
     lines = [m for m in caplog.messages if m.startswith("search of a: trial ")]
     assert len(lines) == len(bad)
@@ -154,21 +170,21 @@ def test_a_trial_that_diverges_is_logged_as_failed_and_the_search_goes_on(
 
 
 def test_a_search_outlives_the_settings_as_written(diverge, tmp_path):
-    diverge(lambda _, folder: folder.name == "as_written")
+    diverge(lambda _, folder: folder.parent.name in ("a", "b"))
     found = search.search(make(), "data", tmp_path, trials=3)["a"]
     assert (found["trials"], found["failed"]) == (3, 1)
     assert found["settings"]
 
 
 def test_an_entry_all_of_whose_trials_diverge_is_an_error(runs, diverge, tmp_path):
-    diverge(lambda _, folder: folder.parent.name == "b")
+    diverge(lambda _, folder: "b" in folder.parts)
     expected = (
         r"entry 'b' must .* 7 of 7 that diverged.*as written: loss must be finite; "
         r"it was not\. Narrow .*batch_size: 64, 128; .*learning_rate: 0\.0001 to 0\.1"
     )
     with pytest.raises(RuntimeError, match=expected):
         search.search(make(), "data", tmp_path, trials=7)
-    assert sum(f.parent.name == "a" for f in runs) == 7
+    assert sum("a" in f.parts for f in runs) == 7
 
 
 def test_a_source_that_diverges_ends_the_search_of_its_readers(diverge, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.metrics.auc import auc
-from models.training import evaluate, forms, trainer
+from models.training import evaluate, forms, measure, trainer
 from models.training.evaluate import CountError, Scores
 from tests.helpers import tiny_dataset
 from tests.models.training import fakes
@@ -95,3 +95,14 @@ def test_join_tasks_refuses_other_rows():
     )
     with pytest.raises(CountError, match="row ids differ"):
         evaluate.join_tasks([scores([1, 2], "a"), scores([1, 3], "b")])
+
+
+@pytest.mark.parametrize("metric", ["domain_auc", "auc/task1", "mean_logloss"])
+def test_a_family_has_the_metric_it_stops_on_over_all_its_rows(
+    dataset, tmp_path, metric
+):
+    config = fakes.config(dataset.data_dir, form="mtl", max_steps=2, metric=metric)
+    result = trainer.train(config, tmp_path)
+    scores = Scores.load(result.scores_paths["validation"])
+    expected = measure.metrics_of(scores).scalars()[metric]
+    assert result.best_metric == pytest.approx(expected, abs=1e-12)
