@@ -40,9 +40,15 @@ def write_results(
     path = results_dir / f"{experiment.name}.json"
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     known.update({name: _portable(summary) for name, summary in summaries.items()})
+    trials = max(
+        (v["trials"] for s in known.values() for v in s.get("search", {}).values()),
+        default=0,
+    )
+    search = f" SEARCH={trials}" if trials else ""
     parts = [
         f"# {experiment.title}\n",
-        f"Command: `make reproduce DATA=<raw data> EXPERIMENT={experiment.name}`. "
+        f"Command: `make reproduce DATA=<raw data> EXPERIMENT={experiment.name}"
+        f"{search}`. "
         "AUC x 100 on test rows, +- std over seeds; rows/s of one run on its share of "
         "the processors.\n",
     ]

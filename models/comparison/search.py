@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
+from scipy.stats import qmc
 
 from models.comparison import runner
 from models.comparison.experiment import Choice, Experiment, Range
@@ -22,6 +23,9 @@ from models.training.config import RunConfig
 from models.training.result import Result, is_finished
 
 SEED = 0
+# Points of a Halton sequence: as few as three cover a plane of two rates, where as many
+# random ones may lie together.
+EVEN = 5
 
 
 def search(
@@ -37,6 +41,7 @@ def search(
     """Returns the best settings of every entry by its validation metric.
 
     Every entry gets `trials` runs with seed 0: first its own settings as written, then
+    `EVEN` spread evenly over its space (the same for entries with the same space), then
     those that a TPE sampler proposes.  Test rows are not looked at.  A run whose loss
     stops being finite is a failed trial, kept in the log; the search goes on.
 
@@ -122,7 +127,8 @@ class _Study:
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._label, self._space = label, dict(sorted(space.items()))
-        self._sampler = optuna.samplers.TPESampler(seed=SEED, n_startup_trials=5)
+        self._sampler = optuna.samplers.TPESampler(seed=SEED, n_startup_trials=EVEN)
+        self._points = qmc.Halton(len(space), scramble=False).random(1 + EVEN)
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler)
         self._states = optuna.trial.TrialState
         self._trial: Any = None
@@ -131,9 +137,12 @@ class _Study:
         self._best: dict[str, Any] = {}
 
     def ask(self, number: int) -> dict[str, Any]:
-        """Returns the settings of trial `number`; the first are those as written."""
+        """Returns the settings of trial `number`; those of 0 are as written."""
         if number == 0:
             return {}
+        if number <= EVEN:  # point 0 is a corner
+            point = zip(self._space.items(), self._points[number], strict=True)
+            self._study.enqueue_trial({k: _at(choice, u) for (k, choice), u in point})
         self._trial = self._study.ask()
         return {key: self._suggest(key, choice) for key, choice in self._space.items()}
 
@@ -190,6 +199,15 @@ class _Study:
             "entry's search space, above all the upper ends of learning rates "
             f"({space}), and lower the learning rate as written."
         )
+
+
+def _at(choice: Choice, share: float) -> float | int:
+    """Returns what lies at a share in [0, 1) of a range, or the index of a value."""
+    if not isinstance(choice, Range):
+        return int(share * len(choice))
+    if choice.log:
+        return choice.low * (choice.high / choice.low) ** share
+    return choice.low + share * (choice.high - choice.low)
 
 
 def _shown(choice: Choice) -> str:

@@ -36,7 +36,7 @@ def summary(auc):
         "seeds": 1,
         "workdirs": ["/home/somebody/runs"],
     }
-    return {"main": "ours", "entries": {"ours": entry}, "differences": {}}
+    return {"main": "ours", "entries": {"ours": entry}, "differences": {}, "search": {}}
 
 
 def test_a_second_data_set_stands_beside_the_first(tmp_path):
@@ -46,6 +46,15 @@ def test_a_second_data_set_stands_beside_the_first(tmp_path):
     assert text.index("## first") < text.index("60.00") < text.index("## second")
     assert text.index("## second") < text.index("70.00")
     assert text.count("| paper | 61.00 |") == 1
+
+
+def test_page_names_the_command_with_its_search(tmp_path):
+    page = reproduce.write_results(make(), {"first": summary(0.6)}, tmp_path)
+    assert "EXPERIMENT=two`." in page.read_text()
+    search = {"ours": {"settings": {}, "value": 0.6, "trials": 4, "failed": 0}}
+    found = {**summary(0.6), "search": search}
+    reproduce.write_results(make(), {"second": found}, tmp_path)
+    assert "EXPERIMENT=two SEARCH=4`." in page.read_text()
 
 
 def test_no_folder_of_this_machine_is_kept(tmp_path):

@@ -74,6 +74,26 @@ def test_best_settings_are_those_of_the_best_validation_value(runs, tmp_path):
     assert make().run_config("b", "x", 1).batch_size == 32
 
 
+def test_first_proposals_are_spread_evenly_and_the_same_for_all_entries(runs, tmp_path):
+    rate = "method_config.optimizer.dense.learning_rate"
+    space = {"batch_size": [64, 128, 256], rate: SPACE[rate]}
+    search.search(make(search=space), "data", tmp_path, trials=6)
+    proposed = {
+        label: [
+            (config.batch_size, config.parsed_method_config().optimizer.dense)
+            for folder, (config, _) in runs.items()
+            if folder.parts[-3] == label
+        ]
+        for label in ("a", "b")
+    }
+    # By hand: halves, quarters, eighths of the first key; thirds, ninths of the second.
+    shares = [1 / 3, 2 / 3, 1 / 9, 4 / 9, 7 / 9]
+    for found in proposed.values():
+        assert [size for size, _ in found] == [128, 64, 256, 64, 128]
+        rates = [dense.learning_rate for _, dense in found]
+        assert rates == pytest.approx([1e-4 * 1000**u for u in shares], rel=1e-9)
+
+
 def test_search_started_again_does_no_run_twice(runs, tmp_path):
     first = search.search(make(), "data", tmp_path, trials=6)
     folders = set(runs)
