@@ -76,6 +76,7 @@ setup(
             "isthmus-batch-score=pipeline.batch_score:main",
             "isthmus-train=models.train:main",
             "isthmus-evaluate=models.evaluate:main",
+            "isthmus-represent=models.represent:main",
             "isthmus-compare=models.compare:main",
             "isthmus-export=serving.export:main",
             "isthmus-server=serving.server:main",

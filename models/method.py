@@ -37,6 +37,8 @@ class Stream:
       domains: Domains to keep; empty = all.
       batch_share: Rows a step as a share of the run's batch size.
       path: Another prepared folder (below the data folder), or "" for the data set.
+      vectors: Folder of vectors (`RowVectors`) to add to its batches, as features
+        `vectors/<name>` float32 [B, width]; "" for none.
       event_only: Drawn by periodic events only, never by a training step.
     """
 
@@ -44,6 +46,7 @@ class Stream:
     domains: tuple[str, ...] = ()
     batch_share: float = 1.0
     path: str = ""
+    vectors: str = ""
     event_only: bool = False
 
 

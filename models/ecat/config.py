@@ -47,6 +47,9 @@ class ECATConfig(
     entropy_source: Literal["head", "base_pass"] = "head"
     use_distillation: bool = True
     source_workdir: str = Field("", description="finished run of the source model")
+    source_vectors: str = Field(
+        "", description="its representations by row, of models.represent, in its place"
+    )
     warm_start_from_source: bool = False
     alpha: float = Field(0.1, ge=0)
     use_intensity: bool = True
@@ -59,17 +62,29 @@ class ECATConfig(
             raise ValueError("gate_uses_source needs use_gate")
         if self.gst_path and not self.use_source_rows:
             raise ValueError("gst_path is for use_source_rows; leave one of them out")
+        if self.source_vectors and (self.gate_uses_source or not self.use_distillation):
+            raise ValueError(
+                "source_vectors are for use_distillation, on training rows; "
+                "gate_uses_source needs the model itself"
+            )
         if len(set(self.taps)) != len(self.taps):
             raise ValueError("taps must name each layer once")
         return self
 
     @property
     def needs_source(self) -> bool:
-        """Whether training asks for a source model."""
+        """Whether training asks for a source model or its representations."""
         return (
             self.use_distillation
             or self.gate_uses_source
             or self.warm_start_from_source
+        )
+
+    @property
+    def needs_source_model(self) -> bool:
+        """Whether training asks for the model itself."""
+        return self.needs_source and (
+            not self.source_vectors or self.warm_start_from_source
         )
 
     @property

@@ -24,6 +24,7 @@ class FrozenSource:
 
     Attributes:
       model: The model.
+      inputs: Width of every feature that a batch must have besides its own: none.
     """
 
     def __init__(self, model: keras.Model, schema: ModelSchema):
@@ -44,6 +45,7 @@ class FrozenSource:
             )
         _check_inputs(model.schema, schema)
         self.model = model
+        self.inputs: dict[str, int] = {}
         self._domains = [model.schema.domains.index(name) for name in schema.domains]
 
     def represent(self, features: Mapping[str, tf.Tensor]) -> Representation:

@@ -8,12 +8,12 @@ import tf_keras as keras
 
 from features.schema import ModelSchema
 from models import audit, losses, method
+from models.ecat import source as source_lib
 from models.ecat import terms
 from models.ecat.config import ECATConfig, check_features, source_domains
 from models.ecat.model import ECATModel
 from models.layers.adaptive_model import Forward
-from models.layers.frozen_source import FrozenSource, SourceVersions
-from models.layers.target_model import TargetModel
+from models.layers.frozen_source import SourceVersions
 from models.method import MAIN, Batches, Method, Metrics, Stream
 from tfrecords_tools.batch import Batch
 
@@ -48,14 +48,7 @@ class ECAT(Method):
     ):
         self._sources = source_domains(config, schema)
         check_features(config, schema)
-        if source is None and config.needs_source and not config.source_workdir:
-            raise ValueError(
-                "ecat.source_workdir must name a finished run of eta or din, the "
-                "source model; got none. Train one on all domains, or set "
-                "use_distillation: false."
-            )
-        given = source is not None and config.needs_source
-        self._source = FrozenSource(source, schema) if given else None
+        self._given = source
         self._audits = _make_audits(config, schema, self._sources)
         super().__init__(config, schema)
 
@@ -68,70 +61,37 @@ class ECAT(Method):
         model = ECATModel(self.config, self.schema, use_da=use_da)
         target = model.served.target
         method.build(target, self.schema)
-        self._source = self._source or self._open_source()
+        self._opened = source_lib.open_source(self.config, self.schema, self._given)
+        self._source = self._opened.representations
         version = None if self._source is None else self._source.version
         self._versions = SourceVersions(version)
         if self._source is not None:
-            self._check_widths(target, self._source)
+            source_lib.check_widths(self.config, self.schema, target, self._source)
+        if self._opened.model is not None:
             if self.config.warm_start_from_source:
-                self._source.copy_to(target)
+                self._opened.model.copy_to(target)
             if self.config.gate_uses_source:
-                model.served.source = self._source.represent
+                model.served.source = self._opened.model.represent
         if use_da:
             parts = target.represent(method.example_features(self.schema))
             model.discriminate(parts)
         return model
 
-    def _open_source(self) -> FrozenSource | None:
-        """Returns S, or None where it is not needed or not there to be read.
-
-        A trained run scores and exports without S; see `streams` for training.
-        """
-        if not self.config.needs_source:
-            return None
-        # Here, since models.training opens runs of any method, this one too.
-        from models.training import source
-
-        if source.exists(self.config.source_workdir):
-            model = source.load_model(self.config.source_workdir)
-            return FrozenSource(model, self.schema)
-        if self.config.gate_uses_source:
-            raise self._missing_source()
-        return None
-
-    def _missing_source(self) -> ValueError:
-        return ValueError(
-            "ecat.source_workdir must be the folder of a finished run; there is none "
-            f"in {self.config.source_workdir!r}. Bring it back, or start from its path."
-        )
-
-    def _check_widths(self, target: TargetModel, source: FrozenSource) -> None:
-        """Compares tapped layers of S and T, which a cosine is taken of."""
-        example = method.example_features(self.schema)
-        own, theirs = target.represent(example), source.represent(example)
-        for tap in self.config.taps:
-            widths = [getattr(parts, tap).shape[1] for parts in (own, theirs)]
-            if widths[0] != widths[1]:
-                raise ValueError(
-                    f"ecat.taps: layer {tap!r} must be as wide in the source model as "
-                    f"in the target's; got {widths[1]} and {widths[0]}. Give both the "
-                    "same sizes."
-                )
-
     def streams(self) -> dict[str, Stream]:
         """Returns stream `main` of target rows and `gst` of source rows.
 
         Raises:
-          ValueError: When the source model that training needs is not there.
+          ValueError: When what training needs of S is not there.
         """
-        if self.config.needs_source and self._source is None:
-            raise self._missing_source()
-        streams = {MAIN: Stream(domains=(self.config.target_domain,))}
+        source_lib.require(self.config, self._opened)
+        vectors = self.config.source_vectors if self._opened.cached else ""
+        streams = {MAIN: Stream(domains=(self.config.target_domain,), vectors=vectors)}
         if self._sources:
             streams[terms.GST] = Stream(
                 domains=self._sources,
                 batch_share=self.config.gst_share,
                 path=self.config.gst_path,
+                vectors=vectors,
             )
         return streams
 
@@ -199,7 +159,7 @@ class ECAT(Method):
             total += parts["entropy_loss"]
         if self.config.use_distillation:
             if self._source is None:
-                raise self._missing_source()
+                raise source_lib.missing(self.config)
             source = self._source.represent(batch.features)
             parts["distillation_loss"], more = terms.distillation(
                 forward, source, batch.weight, self.config

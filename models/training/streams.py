@@ -4,13 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from features.dataset import Dataset
+from models.layers.cached_source import VECTORS
 from models.method import MAIN, Method, Stream
 from models.training.checkpoint import RunState
 from models.training.config import RunConfig
 from tfrecords_tools import read
+from tfrecords_tools.batch import Batch
+from tfrecords_tools.vectors import RowVectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class StreamPlan:
       batch_size: Rows of the global batch.
       rows: Rows in one pass.
       steps_per_epoch: Batches in one pass, the last one filled up.
+      vectors: What is added to its batches.
     """
 
     stream: Stream
@@ -32,6 +37,7 @@ class StreamPlan:
     batch_size: int
     rows: int
     steps_per_epoch: int
+    vectors: RowVectors | None = None
 
 
 def plan_streams(
@@ -72,9 +78,27 @@ def plan_streams(
                 + (f" on days {config.train_days}." if config.train_days else ".")
             )
         plans[name] = StreamPlan(
-            stream, source, domains, batch_size, rows, -(-rows // batch_size)
+            stream,
+            source,
+            domains,
+            batch_size,
+            rows,
+            -(-rows // batch_size),
+            _open_vectors(name, stream, source) if stream.vectors else None,
         )
     return plans
+
+
+def _open_vectors(name: str, stream: Stream, dataset: Dataset) -> RowVectors:
+    vectors = RowVectors.open(stream.vectors)
+    if vectors.info.fingerprint != dataset.info.fingerprint:
+        raise ValueError(
+            f"stream {name!r} must have vectors of the fingerprint "
+            f"{dataset.info.fingerprint} of {dataset.data_dir}; those in "
+            f"{stream.vectors} are of {vectors.info.fingerprint}. Write them again "
+            "(models.represent)."
+        )
+    return vectors
 
 
 def _count_rows(
@@ -178,13 +202,47 @@ class TrainStreams:
             shuffle_seed=self._config.seed + 1000003 * self._order.index(name),
             epoch=epoch,
             skip_batches=skip,
+            keys=("row_id",) if plan.vectors else (),
         )
+        if plan.vectors:
+            stream = join_vectors(stream, plan.vectors)
         replicas = self._strategy.num_replicas_in_sync
         if replicas == 1:
             return stream
         # Equal parts of a fixed size, so that shapes stay static on every replica.
         parts = stream.rebatch(plan.batch_size // replicas, drop_remainder=True)
         return self._strategy.distribute_datasets_from_function(lambda _: parts)
+
+
+def join_vectors(stream: tf.data.Dataset, vectors: RowVectors) -> tf.data.Dataset:
+    """Returns batches with the vectors of their rows, found by the key `row_id`.
+
+    Features `vectors/<name>` float32 [B, width], 0 for padding rows.  A row without
+    vectors ends the stream with the error of `RowVectors.lookup`.
+    """
+    widths = vectors.info.widths
+
+    def lookup(row_ids: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+        found = vectors.lookup(row_ids[valid])
+        values = [np.zeros([len(valid), w], np.float32) for w in widths.values()]
+        for value, name in zip(values, widths, strict=True):
+            value[valid] = found[name]
+        return values
+
+    def join(batch: Batch) -> Batch:
+        keys = dict(batch.keys)
+        arguments = [keys.pop("row_id"), batch.valid]
+        values = tf.numpy_function(
+            lookup, arguments, [tf.float32] * len(widths), stateful=False
+        )
+        features = dict(batch.features)
+        for value, (name, width) in zip(values, widths.items(), strict=True):
+            features[VECTORS + name] = tf.ensure_shape(
+                value, [batch.valid.shape[0], width]
+            )
+        return batch._replace(features=features, keys=keys)
+
+    return stream.map(join).prefetch(1)
 
 
 def read_domains(
