@@ -5,13 +5,13 @@ import fcntl
 import json
 import pathlib
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from features import processes
 from features.config import ConfigError
 from pipeline import chain as chain_lib
 from pipeline.chain import Chain, ChainError, Command, Walk
@@ -53,14 +53,14 @@ def _run(walk: Walk, command: Command, day: int) -> None:
         # Published by a walk that was killed before it could note so.
         _write_json(command.makes, {"published": True})
         return
-    done = subprocess.run([sys.executable, *command.arguments], check=False)
-    if command.stage == "export" and done.returncode in (0, GATE_STATUS):
-        _write_json(command.makes, {"published": done.returncode == 0})
+    status = processes.run([sys.executable, *command.arguments])
+    if command.stage == "export" and status in (0, GATE_STATUS):
+        _write_json(command.makes, {"published": status == 0})
         return
-    if done.returncode:
+    if status:
         raise ChainError(
             f"stage {command.stage} of {day} must end with status 0; got "
-            f"{done.returncode}, see above ({walk.folder(day)}). Start the same "
+            f"{status}, see above ({walk.folder(day)}). Start the same "
             f"command again to go on. It was: python {shlex.join(command.arguments)}"
         )
     if not command.is_done:

@@ -4,11 +4,10 @@ Every step is a process of its own: training images need not have Beam installed
 """
 
 import pathlib
-import subprocess
 import sys
 from collections.abc import Sequence
 
-from features import synthetic
+from features import processes, synthetic
 from features.dataset import SUCCESS_FILE, Dataset
 from models.comparison.experiment import PreparedData, RawData
 
@@ -74,7 +73,7 @@ def run_module(module: str, *arguments: str) -> None:
       RuntimeError: When it fails; it has printed why.
     """
     command = [sys.executable, "-m", module, *arguments]
-    if subprocess.run(command, check=False).returncode != 0:
+    if processes.run(command) != 0:
         raise RuntimeError(
             f"python -m {module} {' '.join(arguments)} must end with status 0; it "
             "failed, see above. The same command again goes on there."

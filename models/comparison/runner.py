@@ -1,6 +1,5 @@
 """Runs the entries of an experiment over seeds; finished runs are found again."""
 
-import ctypes
 import functools
 import math
 import os
@@ -17,6 +16,7 @@ from concurrent import futures
 import yaml
 from absl import logging
 
+from features import processes
 from features.config import lookup_error
 from features.dataset import Dataset
 from models.comparison.experiment import Experiment
@@ -27,8 +27,6 @@ from models.training.result import Result, is_finished
 from models.training.trainer import train
 
 LOG_FILE = "train.log"
-_LIBC = ctypes.CDLL(None)  # here: nothing may be loaded between fork and exec
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 # What `models.train` puts before the error that it ends with, and how the text of a
 # `NonFiniteLossError` begins: a process of its own leaves no more than that.
 _PREFIX = "models.train: "
@@ -247,6 +245,4 @@ def _start(
 def _settle(processors: set[int]) -> None:
     """Ties a new process to its processors and, however that ends, to its parent."""
     os.sched_setaffinity(0, processors)
-    # Sent when the thread that waits for it is gone: kill -9 ends runs too, and they
-    # save first.
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    processes.follow_parent()

@@ -1,12 +1,12 @@
 """A chain of days: its commands, its order, its memory; stages are stand-ins here."""
 
 import json
-import subprocess
 import types
 
 import pytest
 import yaml
 
+from features import processes
 from features.config import ConfigError
 from pipeline import chain as chain_lib
 from pipeline import continual
@@ -33,12 +33,12 @@ def ran(monkeypatch, tmp_path):
     """Stages leave what they make; `ran.fail` is the stage that ends with 7."""
     log = types.SimpleNamespace(commands=[], fail=None, gate=False, refuse=())
 
-    def run(command, check):
+    def run(command):
         arguments = command[1:]
         module = arguments[1]
         log.commands.append(arguments)
         if log.fail == module:
-            return types.SimpleNamespace(returncode=7)
+            return 7
         options = dict(a.split("=", 1) for a in arguments[2:] if "=" in a)
         if module == "models.train":
             folder = tmp_path / options["--workdir"]
@@ -58,9 +58,9 @@ def ran(monkeypatch, tmp_path):
         refused = module == "serving.export" and (
             log.gate or options["--version"] in log.refuse
         )
-        return types.SimpleNamespace(returncode=3 if refused else 0)
+        return 3 if refused else 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     return log
 
 

@@ -1,10 +1,10 @@
 """Result pages grow by data set and hold no path of the machine that made them."""
 
 import json
-import types
 
 import pytest
 
+from features import processes
 from models import reproduce
 from models.comparison import experiment, prepare
 
@@ -107,7 +107,7 @@ def test_a_planted_log_is_generated_prepared_and_its_jobs_done_once(
     )
     commands = []
 
-    def run(command, check):
+    def run(command):
         commands.append(command[2:])
         made = {
             "features.synthetic": "raw/truth.json",
@@ -116,9 +116,9 @@ def test_a_planted_log_is_generated_prepared_and_its_jobs_done_once(
         }[command[2]]
         (tmp_path / made).parent.mkdir(exist_ok=True)
         (tmp_path / made).touch()
-        return types.SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(prepare.subprocess, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     for _ in range(2):
         assert prepare.prepare(data, None, tmp_path) == tmp_path / "data"
     raw, prepared = f"--raw_dir={tmp_path}/raw", f"--data_dir={tmp_path}/data"
