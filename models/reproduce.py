@@ -52,6 +52,10 @@ def write_results(
         "AUC x 100 on test rows, +- std over seeds; rows/s of one run on its share of "
         "the processors.\n",
     ]
+    if isinstance(experiment, days.DaysExperiment):
+        parts.append(
+            "A column is the day trained on; its test rows are the next day's.\n"
+        )
     for name, published in _data(experiment).items():
         if name in known:
             references = published | known[name].get("references", {})

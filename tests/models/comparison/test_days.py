@@ -151,6 +151,7 @@ def test_page_says_what_each_chain_has_and_keeps_no_folder(
     assert "*ours" in capsys.readouterr().out
     page = (results / "tiny.md").read_text()
     assert "| **ours** | 100.00 | 66.67 | 83.33 |" in page
+    assert "A column is the day trained on; its test rows are the next day's." in page
     assert "- ours - once (once), AUC x 100: +33.33" in page
     kept = (results / "tiny.json").read_text()
     assert str(tmp_path) not in kept
