@@ -18,6 +18,7 @@ from features.dataset import Dataset
 from features.spec import SPLITS
 from models.layers.cached_source import HAS_ITEMS
 from models.layers.frozen_source import FrozenSource
+from models.layers.saved_source import SavedSource
 from models.method import example_features
 from models.training import source as source_lib
 from tfrecords_tools import read, vectors
@@ -49,7 +50,7 @@ def represent(
     A part that is there already, of the same model and data set, is left as it is.
 
     Args:
-      workdir: Finished run of `eta` or `din`.
+      workdir: Finished run of `eta` or `din`, or its export.
       data_dir: Data set whose rows are represented; inputs as those of the run.
       out: Folder to write to.
       split: Whose rows.
@@ -70,7 +71,7 @@ def represent(
             f"represent.layers must be some of {', '.join(LAYERS)}; got {layers}."
         )
     dataset = Dataset.open(data_dir)
-    model = FrozenSource(source_lib.load_model(str(workdir)), dataset.info.model_schema)
+    model = source_lib.open_source(workdir, dataset.info.model_schema)
     example = model.represent(example_features(dataset.info.model_schema))
     widths = {layer: int(getattr(example, layer).shape[1]) for layer in layers}
     empty = [layer for layer, width in widths.items() if width == 0]
@@ -109,7 +110,7 @@ def represent(
 
 
 def _batches(
-    model: FrozenSource, stream: tf.data.Dataset, layers: Sequence[str]
+    model: FrozenSource | SavedSource, stream: tf.data.Dataset, layers: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     forward = tf.function(model.represent, autograph=False)
     for batch in stream:
@@ -129,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, help="finished run of eta or din")
+    parser.add_argument(
+        "--workdir", required=True, help="finished run of eta or din, or its export"
+    )
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--split", default="train", choices=SPLITS)

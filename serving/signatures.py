@@ -1,4 +1,7 @@
-"""The module that is saved: raw values in, probabilities out, three signatures."""
+"""The module that is saved: raw values in, probabilities out, in three signatures.
+
+A model that others learn from has a fourth, `represent`, for their training.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,6 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from features.dataset import Dataset
+from models.layers.saved_source import SIGNATURE, example_specs
+from models.layers.target_model import TargetModel
 from models.method import Method
 from serving.inputs import RawInput, raw_inputs
 from serving.lookup import RawEncoder
@@ -50,7 +55,10 @@ class ServingModule(tf.Module):
         )
         self._allowed = method.serving_variables()
         # A plain function, so that the model it closes over is not saved.
-        self._forward = functools.partial(method.export_model(), training=False)
+        model = method.export_model()
+        self._forward = functools.partial(model, training=False)
+        self._source = _Source(model) if isinstance(model, TargetModel) else None
+        self._schema = method.schema
         self._model = tf.function(self._outputs, autograph=False, reduce_retracing=True)
         self.inputs = raw_inputs(dataset.info.spec)
 
@@ -66,6 +74,10 @@ class ServingModule(tf.Module):
             PREDICT: self._predict_function(),
             CANDIDATES: self._candidates_function(),
         }
+        if self._source is not None:
+            functions[SIGNATURE] = _by_name(
+                self._source.represent, example_specs(self._schema)
+            )
         allowed = {id(variable.handle) for variable in self._allowed}
         extra = {
             variable.name
@@ -136,6 +148,21 @@ class ServingModule(tf.Module):
             return self._model(features)
 
         return _by_name(predict_candidates, specs)
+
+
+class _Source:
+    """What `SavedSource` calls: encoded rows in, representations out.
+
+    No TensorFlow object, so that the model it holds is not saved.
+    """
+
+    def __init__(self, model: TargetModel):
+        self._model = model
+
+    def represent(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns `fields`, `sequence` and `has_items`; see `Representation`."""
+        parts = self._model.represent(features)._asdict()
+        return {name: parts[name] for name in ("fields", "sequence", "has_items")}
 
 
 def tensor_spec(item: RawInput, rows: int | None = None) -> tf.TensorSpec:

@@ -46,7 +46,9 @@ class ECATConfig(
     gate_uses_source: bool = Field(False, description="offline only")
     entropy_source: Literal["head", "base_pass"] = "head"
     use_distillation: bool = True
-    source_workdir: str = Field("", description="finished run of the source model")
+    source_workdir: str = Field(
+        "", description="finished run of the source model, or its export"
+    )
     source_vectors: str = Field(
         "", description="its representations by row, of models.represent, in its place"
     )

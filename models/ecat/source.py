@@ -10,6 +10,7 @@ from models import method
 from models.ecat.config import ECATConfig
 from models.layers.cached_source import CachedSource
 from models.layers.frozen_source import FrozenSource
+from models.layers.saved_source import SavedSource
 from models.layers.target_model import TargetModel
 from tfrecords_tools.vectors import RowVectors
 
@@ -22,11 +23,11 @@ class Source(NamedTuple):
       cached: Its representations by row; None where not asked for, or not there.
     """
 
-    model: FrozenSource | None = None
+    model: FrozenSource | SavedSource | None = None
     cached: CachedSource | None = None
 
     @property
-    def representations(self) -> FrozenSource | CachedSource | None:
+    def representations(self) -> FrozenSource | SavedSource | CachedSource | None:
         """What gives e_s."""
         return self.cached or self.model
 
@@ -49,7 +50,8 @@ def open_source(
     if config.needs_source_model and not config.source_workdir:
         raise ValueError(
             "ecat.source_workdir must name a finished run of eta or din, the source "
-            "model; got none. Train one on all domains, or set use_distillation: false."
+            "model, or its export; got none. Train one on all domains, or set "
+            "use_distillation: false."
         )
     source = Source(_open_model(config, schema), _open_cached(config))
     if config.gate_uses_source and source.model is None:
@@ -64,13 +66,15 @@ def open_source(
     return source
 
 
-def _open_model(config: ECATConfig, schema: ModelSchema) -> FrozenSource | None:
+def _open_model(
+    config: ECATConfig, schema: ModelSchema
+) -> FrozenSource | SavedSource | None:
     # Here, since models.training opens runs of any method, this one too.
     from models.training import source
 
     if not config.needs_source_model or not source.exists(config.source_workdir):
         return None
-    return FrozenSource(source.load_model(config.source_workdir), schema)
+    return source.open_source(config.source_workdir, schema)
 
 
 def _open_cached(config: ECATConfig) -> CachedSource | None:
@@ -94,7 +98,8 @@ def missing(config: ECATConfig) -> ValueError:
             f"vectors in {config.source_vectors!r}. Write them, or start from its path."
         )
     return ValueError(
-        "ecat.source_workdir must be the folder of a finished run; there is none "
+        "ecat.source_workdir must be the folder of a finished run, or of its export; "
+        "there is none "
         f"in {config.source_workdir!r}. Bring it back, or start from its path."
     )
 
@@ -103,7 +108,7 @@ def check_widths(
     config: ECATConfig,
     schema: ModelSchema,
     target: TargetModel,
-    source: FrozenSource | CachedSource,
+    source: FrozenSource | SavedSource | CachedSource,
 ) -> None:
     """Compares tapped layers of S and T, which a cosine is taken of."""
     example = method.example_features(schema)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
@@ -46,13 +46,15 @@ class FrozenSource:
         _check_inputs(model.schema, schema)
         self.model = model
         self.inputs: dict[str, int] = {}
-        self._domains = [model.schema.domains.index(name) for name in schema.domains]
+        self._places = places_of(schema, model.schema.domains)
 
     def represent(self, features: Mapping[str, tf.Tensor]) -> Representation:
         """Returns the source's representation of rows of the other model's schema."""
-        domains = tf.constant(self._domains, tf.int32)
-        known = tf.clip_by_value(features["domain"], 0, len(self._domains) - 1)
-        own = {info.name: features[info.name] for info in _inputs(self.model.schema)}
+        domains = tf.constant(self._places, tf.int32)
+        known = tf.clip_by_value(features["domain"], 0, len(self._places) - 1)
+        own = {
+            info.name: features[info.name] for info in model_inputs(self.model.schema)
+        }
         own["domain"] = tf.gather(domains, known)
         return tf.nest.map_structure(tf.stop_gradient, self.model.represent(own))
 
@@ -112,19 +114,29 @@ class SourceVersions(tf.train.experimental.PythonState):
         self.versions.append(self.present)
 
 
-def _inputs(schema: ModelSchema) -> list[FeatureInfo]:
+def model_inputs(schema: ModelSchema) -> list[FeatureInfo]:
+    """Returns the features besides the domain."""
     return [f for f in schema.features if f.role != "domain"]
 
 
-def _check_inputs(source: ModelSchema, schema: ModelSchema) -> None:
-    unknown = [name for name in schema.domains if name not in source.domains]
+def places_of(schema: ModelSchema, domains: Sequence[str]) -> list[int]:
+    """Returns where each domain of `schema` stands among the source's.
+
+    Raises:
+      ValueError: For a domain that the source does not know.
+    """
+    unknown = [name for name in schema.domains if name not in domains]
     if unknown:
         raise ValueError(
             f"the source model must know every domain of the run; it has not seen "
             f"{', '.join(unknown)}. Train it on all domains."
         )
-    own = {f.name: f for f in _inputs(schema)}
-    for theirs in _inputs(source):
+    return [domains.index(name) for name in schema.domains]
+
+
+def _check_inputs(source: ModelSchema, schema: ModelSchema) -> None:
+    own = {f.name: f for f in model_inputs(schema)}
+    for theirs in model_inputs(source):
         ours = own.get(theirs.name)
         if ours is None or (ours.kind, ours.length) != (theirs.kind, theirs.length):
             raise ValueError(

@@ -10,6 +10,7 @@ from features.config import ConfigError  # isort: skip
 from models.layers.frozen_source import FrozenSource  # isort: skip
 from models.represent import main, represent  # isort: skip
 from models.training import restore, streams, trainer  # isort: skip
+from models.training.result import Result  # isort: skip
 from models.training.signals import Interrupted  # isort: skip
 from tests.helpers import tiny_dataset  # isort: skip
 from tests.models.methods import data  # isort: skip
@@ -23,11 +24,12 @@ SETTINGS = data.SMALL["ecat"] | {"target_domain": "d1", "use_distillation": True
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A data set, a source run, and its vectors."""
+    """A data set; folders of a source run, its vectors, and a run that reads them."""
     folder = tmp_path_factory.mktemp("vectors")
     dataset = tiny_dataset.make_dataset(folder / "tiny", rows=600)
     trainer.train(run_config(dataset, "eta"), folder / "source")
     represent(folder / "source", dataset.data_dir, folder / "eta")
+    trainer.train(cached((dataset, folder)), folder / "whole")
     return dataset, folder
 
 
@@ -88,31 +90,30 @@ def test_loss_and_gradients_are_those_with_the_source_in_the_step(runs):
         np.testing.assert_allclose(own, other, atol=1e-6)
 
 
-def test_trains_from_files_and_notes_the_version_of_its_source(runs, tmp_path):
+def test_trains_from_files_and_notes_the_version_of_its_source(runs):
     _, folder = runs
-    result = trainer.train(cached(runs), tmp_path)
-    assert result.steps == 6
-    versions = restore.load_method(tmp_path).method.extra_state()["source_versions"]
-    assert versions.versions == [RowVectors.open(folder / "eta").info.version]
+    assert Result.load(folder / "whole").steps == 6
+    state = restore.load_method(folder / "whole").method.extra_state()
+    assert state["source_versions"].versions == [
+        RowVectors.open(folder / "eta").info.version
+    ]
 
 
 def test_stopped_run_that_goes_on_equals_the_whole_one(runs, tmp_path, monkeypatch):
-    trainer.train(cached(runs), tmp_path / "whole")
     stop_once(monkeypatch)
     with pytest.raises(Interrupted):
-        trainer.train(cached(runs), tmp_path / "stopped")
-    trainer.train(cached(runs), tmp_path / "stopped")
-    whole, stopped = (fakes.weights(tmp_path / n) for n in ("whole", "stopped"))
+        trainer.train(cached(runs), tmp_path)
+    trainer.train(cached(runs), tmp_path)
+    whole, stopped = fakes.weights(runs[1] / "whole"), fakes.weights(tmp_path)
     for name, value in whole.items():
         np.testing.assert_array_equal(value, stopped[name], err_msg=name)
 
 
 def test_neither_source_nor_vectors_are_needed_to_score(runs, tmp_path):
-    dataset, folder = runs
-    trainer.train(cached(runs), tmp_path / "run")
+    _, folder = runs
     (folder / "eta").rename(folder / "away")
     try:
-        assert restore.load_method(tmp_path / "run").method._source is None
+        assert restore.load_method(folder / "whole").method._source is None
         with pytest.raises(ValueError, match="no vectors in .*eta'. Write them"):
             trainer.train(cached(runs), tmp_path / "new")
     finally:
@@ -159,7 +160,12 @@ def test_a_tapped_layer_must_have_been_kept(runs, tmp_path):
         trainer.train(cached(runs, taps=taps), tmp_path / "run")
     represent(folder / "source", dataset.data_dir, tmp_path / "v", layers=taps)
     kept = {"source_vectors": str(tmp_path / "v")}
-    assert trainer.train(cached(runs, taps=taps, **kept), tmp_path / "both").steps == 6
+    method = trainer.make_method(cached(runs, taps=taps, **kept), dataset)
+    assert method._source.inputs.keys() == {
+        "vectors/sequence",
+        "vectors/fields",
+        "vectors/has_items",
+    }
 
 
 def test_warm_start_takes_the_weights_of_the_model_the_vectors_are_of(runs, tmp_path):
