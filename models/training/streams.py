@@ -84,12 +84,19 @@ def plan_streams(
             batch_size,
             rows,
             -(-rows // batch_size),
-            _open_vectors(name, stream, source) if stream.vectors else None,
+            _open_vectors(name, stream, source, config) if stream.vectors else None,
         )
     return plans
 
 
-def _open_vectors(name: str, stream: Stream, dataset: Dataset) -> RowVectors:
+def _open_vectors(
+    name: str, stream: Stream, dataset: Dataset, config: RunConfig
+) -> RowVectors:
+    """Returns the vectors of a stream, which must have those of its first rows.
+
+    The other rows are looked up as they come; vectors of another split or of rows made
+    again should not take a run's start to be seen.
+    """
     vectors = RowVectors.open(stream.vectors)
     if vectors.info.fingerprint != dataset.info.fingerprint:
         raise ValueError(
@@ -98,6 +105,17 @@ def _open_vectors(name: str, stream: Stream, dataset: Dataset) -> RowVectors:
             f"{stream.vectors} are of {vectors.info.fingerprint}. Write them again "
             "(models.represent)."
         )
+    first = read.read_stream(
+        dataset,
+        split=stream.split,
+        domains=stream.domains,
+        days=config.train_days,
+        batch_size=256,
+        keys=("row_id",),
+        cache=False,
+    )
+    for batch in first.take(1):
+        vectors.lookup(batch.keys["row_id"].numpy()[batch.valid.numpy()])
     return vectors
 
 

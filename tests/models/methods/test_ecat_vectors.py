@@ -185,11 +185,11 @@ def test_warm_start_takes_the_weights_of_the_model_the_vectors_are_of(runs, tmp_
         trainer.train(cached(runs, **gone), tmp_path / "run")
 
 
-def test_vectors_of_other_rows_end_the_run_and_say_so(runs, tmp_path):
+def test_vectors_of_other_rows_are_refused_before_the_run(runs, tmp_path):
     dataset, folder = runs
     represent(folder / "source", dataset.data_dir, tmp_path / "v", split="test")
     changes = {"source_vectors": str(tmp_path / "v")}
-    with pytest.raises(Exception, match="must have every row that is asked for"):
+    with pytest.raises(VectorsError, match="must have every row that is asked for"):
         trainer.train(cached(runs, **changes), tmp_path / "run")
 
 
