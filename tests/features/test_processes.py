@@ -15,6 +15,8 @@ PARENT = """
 import signal, sys
 from features import processes
 signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+# Python leaves it ignored where the caller did, as a shell does for background jobs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 processes.run(["sh", "-c", sys.argv[1]])
 """
 
@@ -30,11 +32,14 @@ def wait_for(path):
 def test_a_stage_is_asked_to_end_when_its_parent_is_stopped(tmp_path, number):
     ready, asked = tmp_path / "ready", tmp_path / "asked"
     command = [sys.executable, "-c", PARENT, STAGE % (asked, ready)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
         wait_for(ready)
         assert not asked.exists()
         parent.send_signal(number)
         code = parent.wait(timeout=20)
+    finally:
+        parent.kill()
     wait_for(asked)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[number]
 
