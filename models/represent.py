@@ -47,7 +47,7 @@ def represent(
 ) -> int:
     """Writes one part of the vectors of a split; returns its rows.
 
-    A part that is there already, of the same model and data set, is left as it is.
+    A part that is there already, of the same model and rows, is left as it is.
 
     Args:
       workdir: Finished run of `eta` or `din`, or its export.
@@ -81,7 +81,7 @@ def represent(
             f"{empty[0]!r}: its data set has no such feature."
         )
     info = vectors.VectorsInfo(
-        dataset.info.fingerprint, model.version, widths | {HAS_ITEMS: 1}
+        dataset.info.fingerprint, split, model.version, widths | {HAS_ITEMS: 1}
     )
     there = vectors.describe(out, worker_index, num_workers)
     if there:

@@ -30,11 +30,13 @@ class VectorsInfo:
 
     Attributes:
       fingerprint: Of the data set whose rows they belong to.
+      split: Of these rows.
       version: Of the model that made them.
       widths: Values of a row by name.
     """
 
     fingerprint: str
+    split: str
     version: str
     widths: dict[str, int]
 

@@ -8,7 +8,7 @@ import pytest
 from tfrecords_tools import vectors
 from tfrecords_tools.vectors import RowVectors, VectorsError, VectorsInfo, write_part
 
-INFO = VectorsInfo("print", "v1", {"a": 2, "b": 1})
+INFO = VectorsInfo("print", "train", "v1", {"a": 2, "b": 1})
 IDS = np.array([40, 10, 2**61, 30, 20], np.int64)
 
 

@@ -151,6 +151,8 @@ def test_a_part_that_is_there_is_left_or_refused(runs, tmp_path):
     both = ("sequence", "fields")
     with pytest.raises(VectorsError, match="represent.out must be a new folder"):
         represent(folder / "source", dataset.data_dir, folder / "eta", layers=both)
+    with pytest.raises(VectorsError, match="'split': 'train'.*asked for are .*'test'"):
+        represent(folder / "source", dataset.data_dir, folder / "eta", split="test")
 
 
 def test_a_tapped_layer_must_have_been_kept(runs, tmp_path):
