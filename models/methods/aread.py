@@ -33,6 +33,7 @@ class AREADConfig(SearchConfig):
     optimizer: OptimizerConfig = OptimizerConfig(
         embedding=GroupConfig(kind="lazy_adam", l2=1e-5), dense=GroupConfig(l2=1e-5)
     )
+    domain_feature: bool = Field(True, description="the base reads the domain id")
     num_base_experts: int = Field(4, ge=1, description="of the MMoE below")
     base_units: tuple[int, ...] = Field((256, 128, 64), min_length=1)
     num_experts: tuple[int, ...] = Field((3, 6, 12), description="N_1..N_L")
@@ -58,7 +59,11 @@ class AREADModel(DomainModel):
     """MMoE, then a hierarchy of experts; the mean probability of active outputs."""
 
     def __init__(self, config: AREADConfig, schema: ModelSchema):
-        super().__init__(schema, embedding_stddev=config.embedding_stddev)
+        super().__init__(
+            schema,
+            embedding_stddev=config.embedding_stddev,
+            use_domain_feature=config.domain_feature,
+        )
         self.config = config
         self.experts = experts.StackedMLP(
             config.num_base_experts,

@@ -349,3 +349,17 @@ def test_two_replicas_train_the_hierarchy_as_one_device(two_replicas):
         both.search_state.means, one.search_state.means, strict=True
     ):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_without_domain_feature_only_gates_and_masks_know_the_domain():
+    """The base's output is then the same for every domain; the scores are not."""
+    schema = data.make_schema()
+    batch = data.make_batch(schema, 9, domain=[0] * 9)
+    other = batch._replace(features=batch.features | {"domain": tf.fill([9], 2)})
+    for known in (True, False):
+        method = aread(domain_feature=known)
+        aread_data.train(method)
+        base = [method.model.base(b.features)[0].numpy() for b in (batch, other)]
+        assert np.array_equal(*base) == (not known)
+        scores = data.logits(method, batch), data.logits(method, other)
+        assert not np.allclose(*scores)
