@@ -1,11 +1,12 @@
 """One page over all result files of a folder: who wins where, by how much."""
 
 import json
+import operator
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from models.comparison.text import gain, markdown_row, mean_and_std
+from models.comparison.text import average_of, gain, markdown_row, mean_and_std
 
 PAGE = "overview.md"
 Stats = Mapping[str, Any]  # mean and std over seeds
@@ -14,7 +15,8 @@ Tables = Mapping[tuple[str, str], Mapping[str, Any]]  # (experiment, data) -> su
 _HEAD = """# Overview of all results
 
 Written anew from the result files beside it whenever one of them is. AUC x 100, mean
-over the compared cells of a table (each page names them), +- std over seeds.
+over the compared cells of a table (each page names them; by rows, that is DomainAUC,
+where its runs stop on that), +- std over seeds.
 Differences have the standard error of test rows and, with several seeds, of seeds; `*`
 where p < 0.05. The best baseline is chosen by validation AUC; the best of a column, by
 test AUC, is bold. DomainAUC is the mean of domains' AUCs, weighed by their rows.
@@ -48,7 +50,7 @@ def to_markdown(tables: Tables) -> str:
     if not tables:
         return f"{_HEAD}\nNo result file here.\n"
     parts = [_HEAD, "## The main entry of each table", _gains(tables)]
-    parts += ["## Every entry, mean AUC of the compared cells", _grid(tables, _mean)]
+    parts += ["## Every entry, mean AUC of the compared cells", _grid(tables)]
     whole = {key: summary.get("wide", summary) for key, summary in tables.items()}
     parts += ["## Entries that serve all domains, DomainAUC", _grid(whole, _domain_auc)]
     return "\n\n".join(parts) + "\n"
@@ -62,7 +64,7 @@ def _gains(tables: Tables) -> str:
         entry = summary["entries"].get(summary["main"])
         if entry is None:
             continue
-        row = [_name(key), summary["main"], mean_and_std(entry["mean_auc"])]
+        row = [_name(key), summary["main"], mean_and_std(entry[average_of(summary)])]
         for role in ("best_baseline", "target_only"):
             found = summary["differences"].get(role)
             known = found is not None and found["mean"]
@@ -78,19 +80,18 @@ def _marked(mean: Mapping[str, Any]) -> str:
     return gain(mean) + ("*" if known else "")
 
 
-def _mean(entry: Mapping[str, Any]) -> Stats | None:
-    return entry["mean_auc"]
-
-
 def _domain_auc(entry: Mapping[str, Any]) -> Stats | None:
     return entry.get("groups", {}).get("DomainAUC")
 
 
-def _grid(tables: Tables, value: Callable[[Mapping[str, Any]], Stats | None]) -> str:
+def _grid(
+    tables: Tables, value: Callable[[Mapping[str, Any]], Stats | None] | None = None
+) -> str:
     """A line an entry, a column a table; entries of one name are the same method."""
     columns = {}
     for key, summary in tables.items():
-        found = {label: value(entry) for label, entry in summary["entries"].items()}
+        of = value or operator.itemgetter(average_of(summary))
+        found = {label: of(entry) for label, entry in summary["entries"].items()}
         columns[key] = {k: v for k, v in found.items() if v and v["mean"] is not None}
     columns = {key: column for key, column in columns.items() if column}
     best = {k: max(c, key=lambda name: c[name]["mean"]) for k, c in columns.items()}

@@ -8,12 +8,14 @@ import numpy as np
 from features.config import lookup_error
 from models.comparison.experiment import Experiment
 from models.metrics.auc import relaimpr
-from models.metrics.compare import compare_runs
+from models.metrics.compare import cell_shares, compare_runs
 from models.training.evaluate import Scores
 from models.training.result import Result
 
 SPLIT = "test"
 SIGNIFICANT = 0.05
+# The two averages over cells: all the same, or domains weighed by their rows.
+MEAN, DOMAIN_AUC = "mean_auc", "domain_auc"
 
 
 def summarise(
@@ -22,12 +24,15 @@ def summarise(
     """Returns a JSON-able summary of all finished runs.
 
     The best baseline is chosen by validation; differences are on the test split, with
-    the noise of test rows (DeLong) and of seeds.  Where some entries serve fewer
-    domains than others, the cells are those that all have, and `wide` is the same
-    summary of the entries that serve the most.
+    the noise of test rows (DeLong) and of seeds.  Both average over cells as the runs
+    do that stop on it: by rows where `metric` is `domain_auc`.  Where some entries
+    serve fewer domains than others, the cells are those that all have, and `wide` is
+    the same summary of the entries that serve the most.
     """
     domains = _domains(experiment, results)
-    entries = {label: _entry(runs, domains) for label, runs in results.items()}
+    metrics = {run.metric for runs in results.values() for run in runs}
+    average = DOMAIN_AUC if metrics == {DOMAIN_AUC} else MEAN
+    entries = {label: _entry(runs, domains, average) for label, runs in results.items()}
     best = _best_baseline(experiment, entries)
     differences = {}
     if experiment.main in results:
@@ -37,19 +42,20 @@ def summarise(
         ):
             if label is not None and label in results and label != experiment.main:
                 difference = _difference(
-                    results[experiment.main], results[label], domains
+                    results[experiment.main], results[label], domains, average
                 )
                 differences[role] = {"label": label, **difference}
         if "target_only" in differences:
             differences["target_only"]["alarm"] = alarm(differences["target_only"])
-        reference = entries[best]["mean_auc"]["mean"] if best else None
+        reference = entries[best][average]["mean"] if best else None
         entries[experiment.main]["relaimpr"] = relaimpr(
-            entries[experiment.main]["mean_auc"]["mean"], reference
+            entries[experiment.main][average]["mean"], reference
         )
     summary = {
         "experiment": experiment.name,
         "title": experiment.title,
         "main": experiment.main,
+        "average": average,
         "entries": entries,
         "differences": differences,
     }
@@ -108,13 +114,15 @@ def _cells(run: Result, split: str, domains: Sequence[str]) -> list[dict[str, An
     return [cell for part in by_domain for cell in part]
 
 
-def _entry(runs: Sequence[Result], domains: Sequence[str]) -> dict[str, Any]:
+def _entry(
+    runs: Sequence[Result], domains: Sequence[str], average: str
+) -> dict[str, Any]:
     cells = [_cells(run, SPLIT, domains) for run in runs]
     speeds = [r.train_rows_per_sec for r in runs if r.train_rows_per_sec]
-    validation = [_mean(_cells(r, "validation", domains), "auc") for r in runs]
+    validation = [_mean(_cells(r, "validation", domains), "auc", average) for r in runs]
     return {
         **over_seeds(cells),
-        "validation_mean_auc": _stats(validation)["mean"],
+        "validation": _stats(validation)["mean"],
         "groups": _groups([r.metrics[SPLIT] for r in runs]),
         "epochs": float(np.mean([r.epochs for r in runs])),
         "train_rows_per_sec": float(np.median(speeds)) if speeds else None,
@@ -137,14 +145,20 @@ def over_seeds(cells: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             | {name: _stats([cell[name] for cell in column]) for name in names}
             for column in zip(*cells, strict=True)
         ],
-        "mean_auc": _stats([_mean(part, "auc") for part in cells]),
+        MEAN: _stats([_mean(part, "auc") for part in cells]),
+        DOMAIN_AUC: _stats([_mean(part, "auc", DOMAIN_AUC) for part in cells]),
         "mean_logloss": _stats([_mean(part, "logloss") for part in cells]),
     }
 
 
-def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    known = [cell[name] for cell in cells if cell[name] is not None]
-    return float(np.mean(known)) if known else None
+def _mean(
+    cells: Sequence[Mapping[str, Any]], name: str, average: str = MEAN
+) -> float | None:
+    known = [cell for cell in cells if cell[name] is not None]
+    if not known:
+        return None
+    shares = cell_shares(known, by_rows=average == DOMAIN_AUC)
+    return float(shares @ [cell[name] for cell in known])
 
 
 def _groups(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -174,9 +188,9 @@ def _best_baseline(experiment: Experiment, entries: Mapping[str, Any]) -> str | 
     Entries of the main one's method are its variants, not what it is measured against.
     """
     known = {
-        label: values["validation_mean_auc"]
+        label: values["validation"]
         for label, values in entries.items()
-        if label != experiment.main and values["validation_mean_auc"] is not None
+        if label != experiment.main and values["validation"] is not None
     }
     method = {label: entry.method for label, entry in experiment.entries.items()}
     others = {k: v for k, v in known.items() if method[k] != method[experiment.main]}
@@ -185,17 +199,22 @@ def _best_baseline(experiment: Experiment, entries: Mapping[str, Any]) -> str | 
 
 
 def _difference(
-    main: Sequence[Result], other: Sequence[Result], domains: Sequence[str]
+    main: Sequence[Result],
+    other: Sequence[Result],
+    domains: Sequence[str],
+    average: str,
 ) -> dict[str, Any]:
     ours, theirs = (
         [Scores.load(run.scores_paths[SPLIT]).of_domains(domains) for run in runs]
         for runs in (main, other)
     )
     count = min(len(ours), len(theirs))
-    return compare_scores(ours[:count], theirs[:count])
+    return compare_scores(ours[:count], theirs[:count], average)
 
 
-def compare_scores(ours: Sequence[Scores], theirs: Sequence[Scores]) -> dict[str, Any]:
+def compare_scores(
+    ours: Sequence[Scores], theirs: Sequence[Scores], average: str = MEAN
+) -> dict[str, Any]:
     """Returns `compare_runs` of two models' scores of the same rows, a seed each.
 
     Raises:
@@ -210,6 +229,7 @@ def compare_scores(ours: Sequence[Scores], theirs: Sequence[Scores]) -> dict[str
         runs_b=[_aligned(scores, first).logits for scores in theirs],
         domains=first.domains,
         tasks=first.tasks,
+        by_rows=average == DOMAIN_AUC,
     )
 
 

@@ -11,7 +11,9 @@ UNDEFINED = "undefined"
 WIDE = "The entries that serve all domains"
 # More cells than this stand below each other, so that a terminal shows them.
 MAX_CELLS_ACROSS = 6
-FEATURES = ("mean", "LogLoss", "rows/s", "parameters", "seeds")
+# The average over cells of `summary["average"]`: heading, name in a difference.
+AVERAGES = {"mean_auc": ("mean", "AUC"), "domain_auc": ("mean by rows", "DomainAUC")}
+FEATURES = ("LogLoss", "rows/s", "parameters", "seeds")
 
 
 def to_text(summary: Mapping[str, Any], references: References | None = None) -> str:
@@ -38,7 +40,7 @@ def to_text(summary: Mapping[str, Any], references: References | None = None) ->
         for row in grid
     ]
     for role, values in summary["differences"].items():
-        lines += ["", *_difference(summary["main"], role, values)]
+        lines += ["", *_difference(summary, role, values)]
     if "wide" in summary:
         lines += ["", WIDE, to_text(summary["wide"])]
     return "\n".join(lines)
@@ -53,7 +55,7 @@ def to_markdown(
     head, *rows = _grid(summary, references or {}, marked="**{}**")
     lines = [markdown_row(head), "|" + "---|" * len(head), *map(markdown_row, rows)]
     for role, values in summary["differences"].items():
-        first, *cells = _difference(summary["main"], role, values)
+        first, *cells = _difference(summary, role, values)
         lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
     lines += _searched(summary)
     if "wide" in summary:
@@ -94,8 +96,9 @@ def _grid(
     entries = summary["entries"]
     names = [f"{cell['domain']}/{cell['task']}" for cell in _cells(summary)]
     groups = _group_names(summary)
-    rows = [["AUC x 100", *names, *groups, *FEATURES]]
-    for label in sorted(entries, key=lambda k: -(entries[k]["mean_auc"]["mean"] or 0)):
+    average = average_of(summary)
+    rows = [["AUC x 100", *names, *groups, AVERAGES[average][0], *FEATURES]]
+    for label in sorted(entries, key=lambda k: -(entries[k][average]["mean"] or 0)):
         entry = entries[label]
         speed, loss = entry["train_rows_per_sec"], entry["mean_logloss"]["mean"]
         rows.append(
@@ -103,7 +106,7 @@ def _grid(
                 marked.format(label) if label == summary["main"] else label,
                 *(mean_and_std(cell["auc"]) for cell in entry["cells"]),
                 *(mean_and_std(entry["groups"][name]) for name in groups),
-                mean_and_std(entry["mean_auc"]),
+                mean_and_std(entry[average]),
                 "-" if loss is None else f"{loss:.4f}",
                 "-" if speed is None else f"{speed:,.0f}",
                 f"{entry['num_parameters']:,}",
@@ -114,7 +117,7 @@ def _grid(
         shown = [UNDEFINED if v is None else f"{v:.2f}" for v in values]
         known = [v for v in values if v is not None]
         mean = f"{np.mean(known):.2f}" if known else UNDEFINED
-        blank = [""] * (len(FEATURES) - 1)
+        blank = [""] * len(FEATURES)
         rows.append([label, *shown, *[""] * len(groups), mean, *blank])
     return rows
 
@@ -139,11 +142,19 @@ def _alarm(values: Mapping[str, Any]) -> list[str]:
     return [f"NEGATIVE TRANSFER in {', '.join(found['hurt'])}; transfer {counts}"]
 
 
-def _difference(main: str, role: str, values: Mapping[str, Any]) -> list[str]:
-    """Returns what `main` gains over an entry: on average, then by domain and task."""
-    mean = values["mean"]
+def average_of(summary: Mapping[str, Any]) -> str:
+    """Returns the key of an entry's average over cells that the table goes by."""
+    return str(summary.get("average", "mean_auc"))
+
+
+def _difference(
+    summary: Mapping[str, Any], role: str, values: Mapping[str, Any]
+) -> list[str]:
+    """Returns what the main entry gains: on average, then by domain and task."""
+    mean, name = values["mean"], AVERAGES[average_of(summary)][1]
     lines = [
-        f"{main} - {values['label']} ({role.replace('_', ' ')}), AUC x 100: "
+        f"{summary['main']} - {values['label']} ({role.replace('_', ' ')}), "
+        f"{name} x 100: "
         + gain(mean)
         + f"; noise of test rows {_error(mean['standard_error_rows'])}, of seeds "
         f"{_error(mean['standard_error_seeds'])}, p = {_p(mean['p_value'])}"

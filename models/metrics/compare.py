@@ -1,6 +1,6 @@
 """Two methods, each with several seeds, on the same test rows: who is better."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ def compare_runs(
     tasks: Sequence[str],
     label_mask: Any = None,
     units: Any = None,
+    by_rows: bool = False,
 ) -> dict[str, Any]:
     """Returns AUC differences a - b with both kinds of noise, by cell and on average.
 
@@ -36,6 +37,8 @@ def compare_runs(
       tasks: T names.
       label_mask: [N, T], nonzero where the label counts; None = all.
       units: [N] ids of what is drawn (users); None = rows.
+      by_rows: Whether `mean` weighs the cells of a task by their rows (DomainAUC), and
+        tasks the same; False: all cells the same.
 
     Returns:
       JSON-able: `mean` (over cells defined) and `cells` (in order of domain, task);
@@ -68,7 +71,10 @@ def compare_runs(
             total.append(found)
             compared = _compared(a, b, _by_unit(rows, codes))
             cells.append({**place, "rows": int(kept.size), **compared})
-    mean = _mean_of_cells(total, codes) if total else None
+    mean = None
+    if total:
+        shares = cell_shares(cells, by_rows=by_rows)
+        mean = _compared(*_mean_of_cells(total, shares, codes))
     return {"mean": mean, "cells": cells, "undefined": undefined}
 
 
@@ -92,11 +98,30 @@ def _influences(
     return a, b, result
 
 
+def cell_shares(cells: Sequence[Mapping[str, Any]], *, by_rows: bool) -> Array:
+    """Returns what each cell counts in a mean over cells, [cells], sum 1.
+
+    Args:
+      cells: With `task` and `rows`.
+      by_rows: As in `compare_runs`.
+    """
+    if not by_rows:
+        return np.full(len(cells), 1 / len(cells))
+    tasks = [cell["task"] for cell in cells]
+    rows = np.array([cell["rows"] for cell in cells], float)
+    of_task = np.array([[t == task for t in tasks] for task in tasks], float)
+    return rows / (of_task @ rows) / len(set(tasks))
+
+
 def _mean_of_cells(
-    total: Sequence[tuple[Array, Array, Array]], codes: Array | None
-) -> dict[str, Any]:
-    a, b, rows = (np.mean(part, axis=0) for part in zip(*total, strict=True))
-    return _compared(a, b, _by_unit(rows, codes))
+    total: Sequence[tuple[Array, Array, Array]], shares: Array, codes: Array | None
+) -> tuple[Array, Array, Array]:
+    """Returns `shares` of what `_influences` gave for each cell."""
+    a, b, rows = (
+        np.tensordot(shares, np.array(part), axes=1)
+        for part in zip(*total, strict=True)
+    )
+    return a, b, _by_unit(rows, codes)
 
 
 def _by_unit(rows: Array, codes: Array | None) -> Array:

@@ -1,5 +1,6 @@
 """`compare` as a whole on the tiny data set: runs, resumes, summary, report."""
 
+import dataclasses
 import json
 import os
 import re
@@ -140,6 +141,39 @@ def test_only_named_domains_are_compared(done, data_dir):
         table.summarise(make(domains=["d7"]), results)
 
 
+def test_runs_that_stop_on_domain_auc_are_compared_by_it(done, data_dir):
+    folder, whole = done
+    results = runner.run_entries(make(), data_dir, folder, seeds=2)
+    results = {
+        label: [dataclasses.replace(run, metric="domain_auc") for run in runs]
+        for label, runs in results.items()
+    }
+    # Validation ranks entries by the same average: that of the metric table.
+    summary = table.summarise(make(), results)
+    assert (whole["average"], summary["average"]) == ("mean_auc", "domain_auc")
+    aucs = {}
+    for label, runs in results.items():
+        entry = summary["entries"][label]
+        for split, value in (
+            ("test", entry["domain_auc"]["mean"]),
+            ("validation", entry["validation"]),
+        ):
+            found = [run.metrics[split]["domain_auc"][""] for run in runs]
+            assert value == pytest.approx(sum(found) / 2)
+        aucs[label] = entry["domain_auc"]["mean"]
+        assert entry["domain_auc"] != entry["mean_auc"]
+    gain = summary["differences"]["target_only"]["mean"]["difference"]
+    assert gain == pytest.approx(aucs["big"] - aucs["alone"])
+    assert gain != whole["differences"]["target_only"]["mean"]["difference"]
+    one = {"big": results["big"], "alone": whole_runs(results["alone"])}
+    assert table.summarise(make(), one)["average"] == "mean_auc"
+
+
+def whole_runs(runs):
+    """The runs, as if they had stopped on the mean over cells."""
+    return [dataclasses.replace(run, metric="mean_domain_auc") for run in runs]
+
+
 def test_domains_that_an_entry_does_not_serve_are_left_out(
     data_dir, tmp_path, monkeypatch
 ):
@@ -171,7 +205,7 @@ def test_best_baseline_is_of_another_method_where_there_is_one():
         target_only=None,
     )
     auc = {"big": 0.6, "variant": 0.9, "low": 0.5, "high": 0.7, "undefined": None}
-    entries = {k: {"validation_mean_auc": v} for k, v in auc.items()}
+    entries = {k: {"validation": v} for k, v in auc.items()}
 
     def best(*labels):
         return table._best_baseline(made, {k: entries[k] for k in labels})

@@ -57,6 +57,13 @@ def test_domain_auc_is_that_of_the_entries_that_serve_all_domains():
     assert lines(page, "| mlp") == ["| mlp | **65.00** |"]
 
 
+def test_table_of_runs_that_stop_on_domain_auc_goes_by_it():
+    table = summary({"ours": {**entry(0.71), "domain_auc": stats(0.66)}})
+    page = overview.to_markdown({("a", "x"): {**table, "average": "domain_auc"}})
+    assert lines(page, "| ours") == ["| ours | **66.00** |"]
+    assert "| a / x | ours | 66.00 |" in page
+
+
 def test_folder_gives_its_result_files_and_no_others(tmp_path):
     found = {"data": summary({"ours": entry(0.71)})}
     (tmp_path / "exp.json").write_text(json.dumps(found))

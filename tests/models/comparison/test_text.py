@@ -88,6 +88,18 @@ def test_gain_says_by_domain_whether_it_is_noise(summary):
     ]
 
 
+def test_average_by_rows_orders_the_table_and_names_the_difference(summary):
+    summary["average"] = "domain_auc"
+    for label, auc in (("base", 0.6), ("ours", 0.7)):
+        summary["entries"][label]["domain_auc"] = stats(auc)
+    lines = text.to_text(summary).split("\n")
+    assert "mean by rows" in lines[0]
+    assert [line.split()[0] for line in lines[1:3]] == ["*ours", "base"]
+    assert "70.00" in lines[1]
+    assert "64.00  0.41" not in lines[1]
+    assert "(best baseline), DomainAUC x 100: +1.23" in "\n".join(lines)
+
+
 def test_many_cells_stand_below_each_other(summary):
     wide = copy.deepcopy(summary)
     wide["differences"] = {}

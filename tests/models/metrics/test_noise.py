@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from models.metrics import noise
-from models.metrics.compare import compare_runs
+from models.metrics.compare import cell_shares, compare_runs
 
 
 def _rows(n=120, seed=0):
@@ -150,6 +150,23 @@ def test_compare_runs_of_one_seed_is_delong_by_cell_and_mean():
     error = np.hypot(*[t.standard_error for t in tests]) / 2
     assert result["mean"]["standard_error_rows"] == pytest.approx(error)
     assert result["undefined"] == [{"domain": "empty", "task": "click"}]
+
+
+def test_mean_by_rows_is_the_difference_of_domain_auc_with_its_noise():
+    """One task: rows / all rows; a second, with a third of them, counts the same."""
+    labels, a, b, _ = _rows()
+    domain = (np.arange(120) % 4 > 0).astype(int)  # 30 and 90 rows
+    result = _compare([a[:, None]], [b[:, None]], labels[:, None], domain, by_rows=True)
+    x, y = (cell["difference"] for cell in result["cells"])
+    assert result["mean"]["difference"] == pytest.approx((x + 3 * y) / 4)
+    errors = [cell["standard_error_rows"] for cell in result["cells"]]
+    error = np.hypot(errors[0], 3 * errors[1]) / 4
+    assert result["mean"]["standard_error_rows"] == pytest.approx(error)
+    cells = [{"task": "click", "rows": n} for n in (30, 90)]
+    cells += [{"task": "like", "rows": n} for n in (10, 30)]
+    shares = cell_shares(cells, by_rows=True)
+    np.testing.assert_allclose(shares, [1 / 8, 3 / 8, 1 / 8, 3 / 8])
+    np.testing.assert_allclose(cell_shares(cells, by_rows=False), 1 / 4)
 
 
 def test_compare_runs_row_noise_is_of_the_mean_over_seeds():
