@@ -124,12 +124,14 @@ class RowVectors:
       folder: Where they lie.
       info: What they are of.
       num_rows: Rows in all parts.
+      error: The last error of `lookup`: inside a stream, TensorFlow's hides it.
     """
 
     def __init__(self, folder: pathlib.Path, info: VectorsInfo, parts: list[_Part]):
         self.folder = folder
         self.info = info
         self.num_rows = sum(len(part.ids) for part in parts)
+        self.error: VectorsError | None = None
         self._parts = parts
 
     @staticmethod
@@ -189,12 +191,13 @@ class RowVectors:
                 result[name][here] = values[places]
             missing &= ~here
         if missing.any():
-            raise VectorsError(
+            self.error = VectorsError(
                 f"vectors in {self.folder} must have every row that is asked for; "
                 f"{int(missing.sum())} of {len(row_ids)} are not there, the first "
                 f"row_id {int(row_ids[missing][0])}. They are of other rows or of "
                 "another split: write them again from this data set."
             )
+            raise self.error
         return result
 
 

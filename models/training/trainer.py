@@ -300,21 +300,33 @@ class Trainer:
     def _run_steps(self, steps: int) -> CallResult:
         try:
             result = self.loop.run(self._streams.iterators(), steps)
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-            for plan in self.plans.values():
-                found = read.explain_data_loss(plan.dataset, plan.stream.split, error)
-                if not isinstance(found, ValueError) or "passes its" not in str(found):
-                    raise found from error
-            raise
         except tf.errors.OutOfRangeError as error:
             raise evaluate.CountError(
                 f"{self.dataset.data_dir} must have the rows that dataset.json counts; "
                 f"a stream ended early after step {self.state.step}. Run python -m "
                 "tfrecords_tools.verify."
             ) from error
+        except tf.errors.OpError as error:
+            found = self._explain(error)
+            if found is None:
+                raise
+            raise found from error
         self.state.step += result.steps
         self._streams.advance(result.steps)
         return result
+
+    def _explain(self, error: tf.errors.OpError) -> Exception | None:
+        """Returns what a stream raised, in its own words; None: it was no stream."""
+        for plan in self.plans.values():
+            if plan.vectors is not None and plan.vectors.error is not None:
+                return plan.vectors.error
+            if isinstance(
+                error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)
+            ):
+                found = read.explain_data_loss(plan.dataset, plan.stream.split, error)
+                if not isinstance(found, ValueError) or "passes its" not in str(found):
+                    return found
+        return None
 
     def _steps_to_do(self) -> int:
         step = self.state.step

@@ -17,7 +17,7 @@ from tests.models.methods import data  # isort: skip
 from tests.models.methods.test_ecat_run import run_config, stop_once  # isort: skip
 from tests.models.training import fakes  # isort: skip
 from tfrecords_tools import read  # isort: skip
-from tfrecords_tools.vectors import RowVectors, VectorsError  # isort: skip
+from tfrecords_tools.vectors import RowVectors, VectorsError, write_part  # isort: skip
 
 SETTINGS = data.SMALL["ecat"] | {"target_domain": "d1", "use_distillation": True}
 
@@ -193,6 +193,18 @@ def test_vectors_of_other_rows_are_refused_before_the_run(runs, tmp_path):
     changes = {"source_vectors": str(tmp_path / "v")}
     with pytest.raises(VectorsError, match="must have every row that is asked for"):
         trainer.train(cached(runs, **changes), tmp_path / "run")
+
+
+def test_a_later_row_without_vectors_ends_the_run_in_our_words(runs, tmp_path):
+    """It is met inside a stream, where TensorFlow hides what was raised."""
+    dataset, folder = runs
+    whole = RowVectors.open(folder / "eta")
+    ids = np.asarray(read.cached_arrays(dataset, keys=("row_id",)).keys["row_id"])[:-1]
+    assert len(ids) > 256  # the first ones are looked up before the run
+    write_part(tmp_path / "v", whole.info, [(ids, whole.lookup(ids))])
+    config = cached(runs, source_vectors=str(tmp_path / "v"))
+    with pytest.raises(VectorsError, match="1 of .* are not there"):
+        trainer.train(config, tmp_path / "run")
 
 
 def test_vectors_of_another_data_set_are_refused(runs, tmp_path):
