@@ -10,7 +10,7 @@ from typing import Any
 
 from features.config import lookup_error
 from models.compare import add_run_flags, compare, run_arguments, stop_on_sigterm
-from models.comparison import days, overview, prepare, text
+from models.comparison import days, overview, planted, prepare, text
 from models.comparison.experiment import (
     Experiment,
     experiment_names,
@@ -108,7 +108,7 @@ def _runs(args: argparse.Namespace) -> pathlib.Path:
         prepared = prepare.prepare(data, args.raw_dir, folder)
         references = dict(data.published)
         if data.preset:
-            references[prepare.BEST] = prepare.best_reachable(
+            references[planted.BEST] = planted.best_reachable(
                 folder / "raw", prepared, experiment.domains
             )
         summary = compare(
@@ -120,6 +120,8 @@ def _runs(args: argparse.Namespace) -> pathlib.Path:
             references=references,
         )
         summary["references"] = references
+        if data.preset:
+            summary["hidden_groups"] = planted.group_agreement(summary, folder / "raw")
         print(f"{name}\n{text.to_text(summary, references)}")
         page = write_results(experiment, {name: summary}, args.results_dir)
     return page

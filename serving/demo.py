@@ -12,7 +12,7 @@ import numpy as np
 
 import tfrecords_tools
 from features.dataset import Dataset
-from models.comparison import prepare
+from models.comparison import planted
 from models.training.result import Result
 from serving.inputs import raw_inputs
 from serving.publish import versions
@@ -52,7 +52,7 @@ def run(out: pathlib.Path, rows: int) -> None:
             f"--raw_dir={raw}",
             f"--data_dir={data}",
         )
-    best = {prepare.BEST: prepare.best_reachable(raw, data)}
+    best = {planted.BEST: planted.best_reachable(raw, data)}
     (out / "best_reachable.json").write_text(json.dumps(best), "utf-8")
     _stage(
         "compare",

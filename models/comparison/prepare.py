@@ -5,14 +5,12 @@ Every step is a process of its own: training images need not have Beam installed
 
 import pathlib
 import sys
-from collections.abc import Sequence
 
-from features import processes, synthetic
-from features.dataset import SUCCESS_FILE, Dataset
+from features import processes
+from features.dataset import SUCCESS_FILE
 from models.comparison.experiment import PreparedData, RawData
 
 SYNTHETIC_FILE = "truth.json"  # written last by the generator
-BEST = "best reachable"
 
 
 def prepare(
@@ -78,21 +76,3 @@ def run_module(module: str, *arguments: str) -> None:
             f"python -m {module} {' '.join(arguments)} must end with status 0; it "
             "failed, see above. The same command again goes on there."
         )
-
-
-def best_reachable(
-    raw: pathlib.Path, prepared: pathlib.Path, domains: Sequence[str] = ()
-) -> list[float]:
-    """Returns AUC x 100 of a generated log's true probabilities on its test rows.
-
-    Args:
-      raw: What the generator wrote.
-      prepared: The data set made of it.
-      domains: Whose cells, in this order; empty = all.
-
-    Returns:
-      One number per (domain, task), as a column of a comparison's table.
-    """
-    spec = Dataset.open(prepared).info.spec
-    best = synthetic.best_auc(raw, spec.split.test_from)
-    return [100 * value for name in domains or best for value in best[name].values()]

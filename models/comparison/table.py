@@ -122,7 +122,7 @@ def _entry(
     validation = [_mean(_cells(r, "validation", domains), "auc", average) for r in runs]
     return {
         **over_seeds(cells),
-        "validation": _stats(validation)["mean"],
+        "validation": stats(validation)["mean"],
         "groups": _groups([r.metrics[SPLIT] for r in runs]),
         "epochs": float(np.mean([r.epochs for r in runs])),
         "train_rows_per_sec": float(np.median(speeds)) if speeds else None,
@@ -142,12 +142,12 @@ def over_seeds(cells: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         "seeds": len(cells),
         "cells": [
             {k: column[0][k] for k in ("domain", "task", "rows")}
-            | {name: _stats([cell[name] for cell in column]) for name in names}
+            | {name: stats([cell[name] for cell in column]) for name in names}
             for column in zip(*cells, strict=True)
         ],
-        MEAN: _stats([_mean(part, "auc") for part in cells]),
-        DOMAIN_AUC: _stats([_mean(part, "auc", DOMAIN_AUC) for part in cells]),
-        "mean_logloss": _stats([_mean(part, "logloss") for part in cells]),
+        MEAN: stats([_mean(part, "auc") for part in cells]),
+        DOMAIN_AUC: stats([_mean(part, "auc", DOMAIN_AUC) for part in cells]),
+        "mean_logloss": stats([_mean(part, "logloss") for part in cells]),
     }
 
 
@@ -171,10 +171,11 @@ def _groups(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for kind in ("major", "minor"):
         for size in first[kind]:
             groups[f"{kind.title()}{size}"] = [t[kind][size] for t in tables]
-    return {name: _stats(values) for name, values in groups.items()}
+    return {name: stats(values) for name, values in groups.items()}
 
 
-def _stats(values: Sequence[float | None]) -> dict[str, float | None]:
+def stats(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Returns mean and std over seeds; None where there is none."""
     known = [value for value in values if value is not None]
     if not known:
         return {"mean": None, "std": None}

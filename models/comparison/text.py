@@ -41,6 +41,7 @@ def to_text(summary: Mapping[str, Any], references: References | None = None) ->
     ]
     for role, values in summary["differences"].items():
         lines += ["", *_difference(summary, role, values)]
+    lines += _hidden_groups(summary)
     if "wide" in summary:
         lines += ["", WIDE, to_text(summary["wide"])]
     return "\n".join(lines)
@@ -57,10 +58,24 @@ def to_markdown(
     for role, values in summary["differences"].items():
         first, *cells = _difference(summary, role, values)
         lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
+    lines += _hidden_groups(summary)
     lines += _searched(summary)
     if "wide" in summary:
         lines += ["", f"{WIDE}:", "", to_markdown(summary["wide"])]
     return "\n".join(lines) + "\n"
+
+
+def _hidden_groups(summary: Mapping[str, Any]) -> list[str]:
+    """Returns how tables of domains follow a planted log's groups, if they do."""
+    found = summary.get("hidden_groups") or {}
+    lines = ["", "Two domains of one hidden group, and of two (mean x 100):"]
+    lines += [
+        f"- {label}, {name}: {mean_and_std(sides['inside'])} inside, "
+        f"{mean_and_std(sides['across'])} across"
+        for label, tables in found.items()
+        for name, sides in tables.items()
+    ]
+    return lines if found else []
 
 
 def _searched(summary: Mapping[str, Any]) -> list[str]:
