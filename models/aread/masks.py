@@ -184,6 +184,24 @@ def overlap_table(mask: np.ndarray) -> np.ndarray:
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
+def extreme_pairs(overlap: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Returns the domains of the most and of the least overlap, the first on ties.
+
+    Args:
+      overlap: What `overlap_table` gives.
+
+    Returns:
+      `most` and `least`; `most` only where there is one pair, nothing for one domain.
+    """
+    first, second = np.triu_indices(len(overlap), 1)
+    values = overlap[first, second]
+    if not len(values):
+        return {}
+    at = {"most": values.argmax(), "least": values.argmin()}
+    found = {name: (int(first[i]), int(second[i])) for name, i in at.items()}
+    return found if len(values) > 1 else {"most": found["most"]}
+
+
 def _flat(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.ravel(p) for p in parts])
 

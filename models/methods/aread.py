@@ -256,16 +256,27 @@ class AREAD(Method):
         """Returns by layer the overlap of masks, and the use of each expert.
 
         An expert of layer l is used by a domain as much as the experts above read it,
-        on average over those that the domain uses.
+        on average over those that the domain uses.  At last the paper's Fig. 8: for the
+        two domains whose masks overlap most between the last two layers, and least, how
+        much each expert above reads each below; 0 where the mask has cut the edge.
         """
         names, found = self.schema.domains, {}
         for layer, overlap in enumerate(self.mask_overlap(), start=1):
             found[f"mask overlap, layer {layer}"] = Matrix(names, names, overlap)
-        for layer, mixing in enumerate(self.expert_utilisation(), start=1):
+        all_mixing = self.expert_utilisation()
+        for layer, mixing in enumerate(all_mixing, start=1):
             active = np.maximum((mixing.sum(axis=2) > 0).sum(axis=1), 1)
             use = mixing.sum(axis=1) / active[:, np.newaxis]
             experts = [str(i) for i in range(use.shape[1])]
             found[f"use of experts, layer {layer}"] = Matrix(names, experts, use)
+        last, overlap = all_mixing[-1], self.mask_overlap()[-1]
+        below = [str(i) for i in range(last.shape[2])]
+        for which, pair in masks_lib.extreme_pairs(overlap).items():
+            rows = [f"{names[d]} {i}" for d in pair for i in range(last.shape[1])]
+            title = " and ".join(names[d] for d in pair)
+            found[f"{which} alike: {title}, overlap {overlap[pair]:.3f}"] = Matrix(
+                rows, below, np.concatenate([last[d] for d in pair])
+            )
         return found
 
     def export_model(self) -> keras.Model:

@@ -8,6 +8,7 @@ import tensorflow as tf  # isort: skip
 
 from features.config import ConfigError  # isort: skip
 from models.aread.config import plan_search  # isort: skip
+from models.aread import masks as masks_lib  # isort: skip
 from models.layers import hierarchy_math  # isort: skip
 from models.method import MAIN  # isort: skip
 from models.methods.aread import AREADConfig  # isort: skip
@@ -232,6 +233,33 @@ def test_matrices_tell_overlap_and_the_use_of_experts_by_domain():
     assert use.shape == (3, 2)  # two experts in the first layer
     # Every expert above reads shares that sum to 1, so they do on average.
     np.testing.assert_allclose(use.sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_matrices_show_the_pairs_of_most_and_least_alike_domains():
+    method = aread()
+    masks = [m.numpy() for m in method.model.hierarchy.masks]
+    masks[1][:] = False
+    masks[1][0, 0, :2] = masks[1][1, 0, :2] = True  # d0 and d1 keep the same edges,
+    masks[1][2, :2, 2] = True  # d2 others: d0 and d2 are the first pair with nothing
+    for variable, value in zip(method.model.hierarchy.masks, masks, strict=True):
+        variable.assign(value)
+    found = method.matrices()
+    shown = {k: m for k, m in found.items() if "alike" in k}
+    assert list(shown) == [
+        "most alike: d0 and d1, overlap 1.000",
+        "least alike: d0 and d2, overlap 0.000",
+    ]
+    mixing = method.expert_utilisation()[-1]
+    least = shown["least alike: d0 and d2, overlap 0.000"]
+    assert least.rows[:2] == ["d0 0", "d0 1"]
+    assert least.rows[4] == "d2 0"
+    np.testing.assert_array_equal(least.values, np.concatenate([mixing[0], mixing[2]]))
+    assert least.values[0].tolist() == [1.0, 0.0, 0.0]  # its one edge
+
+
+def test_one_domain_has_no_pair_and_two_have_one():
+    assert masks_lib.extreme_pairs(np.ones([1, 1])) == {}
+    assert masks_lib.extreme_pairs(np.ones([2, 2])) == {"most": (0, 1)}
 
 
 def test_scalars_tell_density_overlap_and_active_outputs():
