@@ -395,8 +395,8 @@ class Trainer:
         """Restores the best weights, measures both splits, writes the result."""
         for name, kept in self.method.audit_tables().items():
             kept.write_csv(audit_path(self.workdir, name), self._texts(kept))
-        save_matrices(self.workdir, self.method.matrices())
         self.checkpoints.restore_best()
+        save_matrices(self.workdir, self.method.matrices())  # of what is scored
         tables = {}
         for split in SPLITS_MEASURED:
             scores = self._scorer.score(

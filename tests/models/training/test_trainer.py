@@ -9,11 +9,13 @@ import tensorflow as tf
 
 from features.config import ConfigError
 from features.dataset import Dataset
+from models.audit import Matrix
 from models.training import measure, nonfinite, restore, trainer
 from models.training import strategy as strategy_lib
 from models.training import workdir as workdir_lib
 from models.training.evaluate import CountError, Scores
 from models.training.history import read_history
+from models.training.result import load_matrices
 from tests.helpers import tiny_dataset
 from tests.models.training import fakes
 
@@ -147,7 +149,11 @@ def test_best_weights_are_restored_at_the_limit(dataset, tmp_path, monkeypatch):
         plain_save()
 
     one.checkpoints.save_best = save_best
+    bias = one.method.model.hidden.bias
+    one.method.matrices = lambda: {"bias": Matrix(["b"], range(8), bias.numpy()[None])}
     result = one.run()
+    kept = load_matrices(tmp_path)["bias"].values[0]
+    np.testing.assert_array_equal(kept, bias.numpy())
     assert (result.best_metric, result.best_step, result.best_epoch) == (0.9, 26, 2.0)
     assert "limit" in result.stop_reason
     for variable, value in zip(one.method.model.variables, saved[26], strict=True):
