@@ -7,7 +7,7 @@ import numpy as np
 
 from features.config import lookup_error
 from models.comparison.experiment import Experiment
-from models.metrics.auc import relaimpr
+from models.metrics.auc import relaimpr, rimp
 from models.metrics.compare import cell_shares, compare_runs
 from models.training.evaluate import Scores
 from models.training.result import Result
@@ -34,6 +34,7 @@ def summarise(
     average = DOMAIN_AUC if metrics == {DOMAIN_AUC} else MEAN
     entries = {label: _entry(runs, domains, average) for label, runs in results.items()}
     best = _best_baseline(experiment, entries)
+    transfer = _transfer(experiment, results, domains, average)
     differences = {}
     if experiment.main in results:
         for role, label in (
@@ -45,8 +46,8 @@ def summarise(
                     results[experiment.main], results[label], domains, average
                 )
                 differences[role] = {"label": label, **difference}
-        if "target_only" in differences:
-            differences["target_only"]["alarm"] = alarm(differences["target_only"])
+        if "target_only" in differences and experiment.main in transfer:
+            differences["target_only"]["alarm"] = transfer[experiment.main]["alarm"]
         reference = entries[best][average]["mean"] if best else None
         entries[experiment.main]["relaimpr"] = relaimpr(
             entries[experiment.main][average]["mean"], reference
@@ -58,11 +59,42 @@ def summarise(
         "average": average,
         "entries": entries,
         "differences": differences,
+        "transfer": transfer,
     }
     wide = _wide(results)
     if not experiment.domains and len(wide) < len(results):
         summary["wide"] = summarise(experiment, wide)
     return summary
+
+
+def _transfer(
+    experiment: Experiment,
+    results: Mapping[str, Sequence[Result]],
+    domains: Sequence[str],
+    average: str,
+) -> dict[str, dict[str, Any]]:
+    """Returns what every entry gains over the target-only one, and where it hurts.
+
+    Returns:
+      label -> `mean` (of `compare_runs`), `alarm` and `rimp`, the ratio of the two
+      average AUCs less 1 (SSCTL's RImp).  Empty without a target-only entry.
+    """
+    reference = experiment.target_only
+    found: dict[str, dict[str, Any]] = {}
+    if reference is None or reference not in results:
+        return found
+    for label, runs in results.items():
+        if label == reference:
+            continue
+        gain = _difference(runs, results[reference], domains, average)
+        if gain["mean"]:
+            ours, theirs = gain["mean"]["auc_a"], gain["mean"]["auc_b"]
+            found[label] = {
+                "mean": gain["mean"],
+                "alarm": alarm(gain),
+                "rimp": rimp(ours, theirs),
+            }
+    return found
 
 
 def _wide(results: Mapping[str, Sequence[Result]]) -> dict[str, Sequence[Result]]:

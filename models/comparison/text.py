@@ -41,6 +41,7 @@ def to_text(summary: Mapping[str, Any], references: References | None = None) ->
     ]
     for role, values in summary["differences"].items():
         lines += ["", *_difference(summary, role, values)]
+    lines += _transfer(summary)
     lines += _hidden_groups(summary)
     if "wide" in summary:
         lines += ["", WIDE, to_text(summary["wide"])]
@@ -58,11 +59,27 @@ def to_markdown(
     for role, values in summary["differences"].items():
         first, *cells = _difference(summary, role, values)
         lines += ["", f"- {first}", *(f"  - {cell.strip()}" for cell in cells)]
+    lines += _transfer(summary)
     lines += _hidden_groups(summary)
     lines += _searched(summary)
     if "wide" in summary:
         lines += ["", f"{WIDE}:", "", to_markdown(summary["wide"])]
     return "\n".join(lines) + "\n"
+
+
+def _transfer(summary: Mapping[str, Any]) -> list[str]:
+    """Returns what each entry gains over the target-only one, and where it hurts."""
+    found = summary.get("transfer") or {}
+    name = AVERAGES[average_of(summary)][1]
+    lines = ["", f"Each entry against target only, {name} x 100; cells by their noise:"]
+    for label, values in found.items():
+        cells = values["alarm"]
+        hurt = f", hurt {', '.join(cells['hurt'])}" if cells["hurt"] else ""
+        lines.append(
+            f"- {label}: {gain(values['mean'])}, RImp {100 * values['rimp']:+.2f} %; "
+            f"helped {len(cells['helped'])}, unclear {len(cells['unclear'])}{hurt}"
+        )
+    return lines if found else []
 
 
 def _hidden_groups(summary: Mapping[str, Any]) -> list[str]:

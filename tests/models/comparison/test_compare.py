@@ -125,6 +125,17 @@ def test_differences_name_both_references_and_every_cell(done):
     ]
 
 
+def test_every_entry_stands_against_the_target_only_one(done):
+    _, summary = done
+    assert list(summary["transfer"]) == ["big"]  # not the reference itself
+    found = summary["transfer"]["big"]
+    whole = summary["differences"]["target_only"]
+    assert found["mean"] == whole["mean"]
+    assert found["alarm"] == whole["alarm"] == table.alarm(whole)
+    ours, theirs = (summary["entries"][k]["mean_auc"]["mean"] for k in ("big", "alone"))
+    assert found["rimp"] == pytest.approx(ours / theirs - 1)
+
+
 def test_only_named_domains_are_compared(done, data_dir):
     folder, whole = done
     results = runner.run_entries(make(), data_dir, folder, seeds=2)

@@ -142,6 +142,18 @@ def test_alarm_is_said_below_the_target_only_difference(summary):
     assert "  - no sign of negative transfer" in text.to_markdown(summary)
 
 
+def test_every_entry_says_where_it_hurts(summary):
+    cells = {"hurt": ["d0/click", "d1/click"], "helped": [], "unclear": ["d2/click"]}
+    found = {"mean": compared(-0.012, 0.004, 0.01), "alarm": cells, "rimp": -0.0187}
+    summary["transfer"] = {"base": found}
+    line = (
+        "- base: -1.20 +-0.40, RImp -1.87 %; helped 0, unclear 1, "
+        "hurt d0/click, d1/click"
+    )
+    assert line in text.to_text(summary).split("\n")
+    assert line in text.to_markdown(summary).split("\n")
+
+
 def test_groups_of_domains_are_shown_where_every_entry_has_them(summary):
     assert "Minor5" not in text.to_text(summary)
     for item in summary["entries"].values():
