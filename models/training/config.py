@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from features.config import Config
 from models import registry
@@ -53,6 +53,14 @@ class RunConfig(Config):
     tasks: list[str] = []
     train_days: tuple[int, int] | None = Field(
         None, description="first and last day (YYYYMMDD) of the training rows"
+    )
+    train_domains: list[str] = Field(
+        [], description="only their training rows are read; the model is of `domains`"
+    )
+    extra_rows: dict[str, PositiveFloat] = Field(
+        {},
+        description="folder below the data folder (streams/gst) -> its rows a step, "
+        "beside those, as a share of batch_size",
     )
     init_from: str = Field(
         "", description="workdir of a run to go on from, with its optimiser state"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from features.config import lookup_error
 from features.dataset import Dataset
 from models.layers.cached_source import VECTORS
 from models.method import MAIN, Method, Stream
@@ -15,6 +16,8 @@ from models.training.config import RunConfig
 from tfrecords_tools import read
 from tfrecords_tools.batch import Batch
 from tfrecords_tools.vectors import RowVectors
+
+EXTRA = "extra rows of "  # + folder: a stream that the run adds, not the method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ def plan_streams(
       ValueError: For a batch share that gives no row, or a stream without rows.
     """
     plans = {}
-    for name, stream in method.streams().items():
+    for name, stream in _asked_streams(method, config).items():
         source = (
             Dataset.open(dataset.data_dir / stream.path) if stream.path else dataset
         )
@@ -119,6 +122,34 @@ def _open_vectors(
     return vectors
 
 
+def _asked_streams(method: Method, config: RunConfig) -> dict[str, Stream]:
+    """Returns the method's streams, and those that the run adds to its only one.
+
+    Raises:
+      ValueError: For added rows where the method reads several streams.
+      LookupError: For an unknown domain.
+    """
+    streams = dict(method.streams())
+    if not config.train_domains and not config.extra_rows:
+        return streams
+    trained = [name for name, stream in streams.items() if not stream.event_only]
+    if trained != [MAIN]:
+        raise ValueError(
+            "RunConfig.train_domains and extra_rows are for methods that train on one "
+            f"stream of rows; {config.method} has {', '.join(trained)}. Use its own "
+            "settings."
+        )
+    for name in config.train_domains:
+        if name not in method.schema.domains:
+            raise lookup_error("train_domains", name, method.schema.domains)
+    streams[MAIN] = dataclasses.replace(
+        streams[MAIN], domains=tuple(config.train_domains)
+    )
+    for path, share in config.extra_rows.items():
+        streams[EXTRA + path] = Stream(path=path, batch_share=share)
+    return streams
+
+
 def _count_rows(
     dataset: Dataset,
     split: str,
@@ -160,7 +191,8 @@ class TrainStreams:
         self._config = config
         self._strategy = strategy
         self._state = state
-        self._open: dict[str, tuple[int, Any]] = {}  # epoch, iterator
+        # What stands open: epoch of each of its streams, iterator.
+        self._open: dict[str, tuple[list[int], Any]] = {}
 
     def remaining(self) -> int:
         """Returns how many steps can be done before some stream ends its epoch."""
@@ -171,7 +203,7 @@ class TrainStreams:
 
     def iterators(self) -> dict[str, Any]:
         """Returns an iterator per training stream, standing at the next batch."""
-        return {name: self._iterator(name) for name in self._trained}
+        return {name: self._iterator(name) for name in self._trained if _is_own(name)}
 
     def advance(self, steps: int) -> None:
         """Notes that `steps` batches were drawn from every training stream."""
@@ -197,16 +229,27 @@ class TrainStreams:
         self._open.clear()
 
     def _iterator(self, name: str) -> Any:
-        plan = self.plans[name]
-        epoch, batch = divmod(self._drawn(name), plan.steps_per_epoch)
-        if name not in self._open or self._open[name][0] != epoch:
-            self._open[name] = (epoch, iter(self._dataset(name, epoch, batch)))
+        parts = [name]
+        if name == MAIN:
+            parts += [part for part in self.plans if not _is_own(part)]
+        places = [
+            divmod(self._drawn(part), self.plans[part].steps_per_epoch)
+            for part in parts
+        ]
+        epochs = [epoch for epoch, _ in places]
+        if name not in self._open or self._open[name][0] != epochs:
+            opened = [
+                self._rows(part, *place)
+                for part, place in zip(parts, places, strict=True)
+            ]
+            self._open[name] = (epochs, iter(self._distributed(opened)))
         return self._open[name][1]
 
     def _drawn(self, name: str) -> int:
         return self._state.drawn.get(name, 0)
 
-    def _dataset(self, name: str, epoch: int, skip: int) -> Any:
+    def _rows(self, name: str, epoch: int, skip: int) -> tf.data.Dataset:
+        """Returns the batches of a stream from one on, of fixed size."""
         plan = self.plans[name]
         stream = read_domains(
             plan.dataset,
@@ -224,12 +267,31 @@ class TrainStreams:
         )
         if plan.vectors:
             stream = join_vectors(stream, plan.vectors)
+        # Equal parts of a fixed size, so that shapes stay static on every replica.
         replicas = self._strategy.num_replicas_in_sync
         if replicas == 1:
             return stream
-        # Equal parts of a fixed size, so that shapes stay static on every replica.
-        parts = stream.rebatch(plan.batch_size // replicas, drop_remainder=True)
-        return self._strategy.distribute_datasets_from_function(lambda _: parts)
+        return stream.rebatch(plan.batch_size // replicas, drop_remainder=True)
+
+    def _distributed(self, streams: Sequence[tf.data.Dataset]) -> Any:
+        """Returns what the strategy reads: the rows of all streams in one batch."""
+        batches = streams[0]
+        if len(streams) > 1:
+            batches = tf.data.Dataset.zip(tuple(streams)).map(_joined)
+        if self._strategy.num_replicas_in_sync == 1:
+            return batches
+        return self._strategy.distribute_datasets_from_function(lambda _: batches)
+
+
+def _is_own(name: str) -> bool:
+    """Returns whether a stream is the method's: others join its main one."""
+    return not name.startswith(EXTRA)
+
+
+def _joined(*batches: Batch) -> Batch:
+    """Returns the rows of all batches, one after another."""
+    joined: Batch = tf.nest.map_structure(lambda *x: tf.concat(x, axis=0), *batches)
+    return joined
 
 
 def join_vectors(stream: tf.data.Dataset, vectors: RowVectors) -> tf.data.Dataset:
