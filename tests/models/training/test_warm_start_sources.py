@@ -13,37 +13,42 @@ import tf_keras as keras  # isort: skip
 from features.dataset import Dataset  # isort: skip
 from features.schema import FeatureInfo  # isort: skip
 from features.vocab import Vocab  # isort: skip
+from models.audit import WeightAudit  # isort: skip
 from models.layers.grown_tables import GrownTables, GrowthError  # isort: skip
 from models.layers.tokens import TokenEmbeddings  # isort: skip
 from models.training import trainer, warm_start, workdir  # isort: skip
 from models.training.checkpoint import Checkpoints, RunState  # isort: skip
 from models.training.config import RunConfig  # isort: skip
 from tests.helpers import tiny_dataset  # isort: skip
+from tests.models.methods import data  # isort: skip
 
 USERS, ITEMS = 42, 62  # ids of the tiny data set, two reserved
 MORE = {"user_id": 5, "item_id": 7}  # ids of the day after
-METHOD = {
-    "target_domain": "d0",  # d1 and d2 are the sources
-    "hidden_units": [8],
-    "selector_units": [4],
-    "ren_weight": 0.0,
-    "optimizer": {"embedding": {"kind": "lazy_adam"}},
+SETTINGS = {
+    "cctl": {
+        "target_domain": "d0",  # d1 and d2 are the sources
+        "hidden_units": [8],
+        "selector_units": [4],
+        "audit_feature": "item_id",
+        "optimizer": {"embedding": {"kind": "lazy_adam"}},
+    },
+    "ecat": data.SMALL["ecat"] | {"audit_feature": "item_id"},
 }
 
 
-def make(dataset, *, seed=0):
+def make(name, dataset, *, seed=0):
     keras.utils.set_random_seed(seed)
     config = RunConfig.parse(
         {
-            "method": "cctl",
-            "method_config": METHOD,
+            "method": name,
+            "method_config": SETTINGS[name],
             "data_dir": str(dataset.data_dir),
         }
     )
     return config, trainer.make_method(config, dataset)
 
 
-def stopped(dataset, folder, method, config):
+def stopped(folder, method, config):
     """The workdir of a run that ended with the values `method` has."""
     folder.mkdir()
     run = config.model_dump(mode="json")
@@ -57,6 +62,8 @@ def fill(method):
     rng = np.random.default_rng(0)
     own = [*method.model.variables]
     own += [v for optimizer in method.optimizers.values() for v in optimizer.variables]
+    for part in method.extra_state().values():
+        own += getattr(part, "variables", ())
     for variable in own:
         if variable.dtype.is_floating:
             variable.assign(rng.normal(size=variable.shape))
@@ -88,17 +95,20 @@ def days(tmp_path_factory):
     return first, Dataset.open(folder / "second")
 
 
+def go_on(name, days, folder):
+    """Returns a filled method of the first day, and one that goes on from it."""
+    config, old = make(name, days[0])
+    fill(old)
+    _, new = make(name, days[1], seed=1)
+    report = warm_start.warm_start(new, days[1], stopped(folder, old, config))
+    return old, new, report
+
+
 @pytest.fixture(scope="module")
 def taken(days, tmp_path_factory):
-    """A method of the first day, one of the second that goes on from it, and that
-    before it did.
-    """
-    config, old = make(days[0])
-    fill(old)
-    folder = stopped(days[0], tmp_path_factory.mktemp("runs") / "run", old, config)
-    new, fresh = (make(days[1], seed=1)[1] for _ in range(2))
-    report = warm_start.warm_start(new, days[1], folder)
-    return old, new, fresh, report
+    """Of `go_on`; and the second method as it was before."""
+    old, new, report = go_on("cctl", days, tmp_path_factory.mktemp("runs") / "run")
+    return old, new, make("cctl", days[1], seed=1)[1], report
 
 
 def test_old_ids_of_every_source_are_read_as_before(taken):
@@ -138,7 +148,46 @@ def test_tables_grow_source_by_source(taken, slot):
 
 
 def test_report_has_the_ids_of_one_table(taken):
-    assert taken[3].grown == {"user_id": (42, 47), "item_id": (62, 69)}
+    assert taken[3].grown == {
+        "user_id": (42, 47),
+        "item_id": (62, 69),
+        "audited feature": (62, 69),
+    }
+
+
+def test_marks_of_ids_met_in_a_source_stay_with_them(taken):
+    before, now = (m.ren.seen["user_id"].numpy().reshape(2, -1) for m in taken[:2])
+    np.testing.assert_array_equal(now[:, :42], before)
+    assert now.shape == (2, 47)
+    assert not np.any(now[:, 42:])
+
+
+def check_audits(old, new):
+    """Counts of old values stay; new values have none."""
+    assert old.audit_tables()
+    for name, kept in old.audit_tables().items():
+        other = new.audit_tables()[name]
+        before, now = kept.by_value.numpy(), other.by_value.numpy()
+        np.testing.assert_array_equal(now[:, :62], before, err_msg=name)
+        assert now.shape[1] == 69
+        assert not np.any(now[:, 62:])
+        np.testing.assert_array_equal(other.totals, kept.totals)
+
+
+def test_audit_goes_on_counting_by_value(taken, days, tmp_path):
+    check_audits(*taken[:2])
+    check_audits(*go_on("ecat", days, tmp_path / "run")[:2])
+
+
+def test_state_of_two_replicas_grows(two_replicas):
+    with two_replicas.scope():
+        old, new = (WeightAudit(["d1", "d2"], size) for size in (3, 4))
+    old.by_value.assign(tf.reshape(tf.range(12.0, dtype=tf.float64), [2, 3, 2]))
+    grown = GrownTables(old, new, owner="init_from")
+    grown.copy(old.by_value, new.by_value)
+    expected = [[0, 1, 2, 3, 4, 5, 0, 0], [6, 7, 8, 9, 10, 11, 0, 0]]
+    for values in two_replicas.experimental_local_results(new.by_value):
+        np.testing.assert_array_equal(values.numpy().reshape(2, 8), expected)
 
 
 def tables(num_ids, num_sources):
