@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from features.config import lookup_error
 from features.schema import FeatureInfo
+from models.layers.grown_tables import Stack
 from models.losses import global_sum
 from models.state import state_variable
 
@@ -35,6 +36,8 @@ class Matrix(NamedTuple):
 class WeightAudit(tf.Module):
     """Counts rows and sums weights in [0, 1] by source, and by value of a feature.
 
+    A run that goes on from another goes on counting; values that came since start at 0.
+
     Args:
       sources: Names of the S sources.
       num_values: Values of the audited feature, 0 = none is audited.
@@ -56,6 +59,13 @@ class WeightAudit(tf.Module):
             self.by_value = state_variable(
                 tf.zeros([len(self._sources), num_values, 2], tf.float64), "by_value"
             )
+
+    def stacks(self) -> list[tuple[tf.Variable, Stack]]:
+        """Returns what is kept by value: it grows with the feature's vocabulary."""
+        if self.by_value is None:
+            return []
+        copies, size, _ = self.by_value.shape
+        return [(self.by_value, Stack("audited feature", 0, size, copies))]
 
     def add(
         self,

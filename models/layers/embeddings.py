@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from features.schema import FeatureInfo
 from features.spec import PAD_ID, UNKNOWN_ID
+from models.layers.grown_tables import Stack
 
 DOMAIN_KEY = "domain"
 
@@ -40,6 +41,8 @@ class FieldEmbeddings(keras.layers.Layer):
       features: Fields, as `FeatureInfo` or their dicts; order does not matter.
       stddev: Standard deviation of the normal initial values, > 0.
       shared_rows: Tables with at most so many rows are put together.
+      copies: Equal parts that the ids of each table make up, one after the other, such
+        as one for each source; each grows by itself.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class FieldEmbeddings(keras.layers.Layer):
         *,
         stddev: float = 0.01,
         shared_rows: int = 1_000_000,
+        copies: int = 1,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -63,6 +67,7 @@ class FieldEmbeddings(keras.layers.Layer):
             raise ValueError(f"FieldEmbeddings.stddev must be > 0; got {stddev}.")
         self.stddev = stddev
         self.shared_rows = shared_rows
+        self.copies = copies
         self._groups = _group(self.features, shared_rows)
         self._numbers = [f for f in self.features if f.kind == "number"]
 
@@ -93,6 +98,15 @@ class FieldEmbeddings(keras.layers.Layer):
             for group, variable in zip(self._groups, self.tables, strict=True)
             for name, first in group.offsets.items()
         }
+
+    def stacks(self) -> list[tuple[tf.Variable, Stack]]:
+        """Returns every table and its variable; the layer must be built."""
+        sizes = {f.table: f.num_ids // self.copies for f in self.features}
+        return [
+            (variable, Stack(name, first, sizes[name], self.copies))
+            for group, variable in zip(self._groups, self.tables, strict=True)
+            for name, first in group.offsets.items()
+        ]
 
     def call(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns all fields, concatenated.
@@ -229,6 +243,7 @@ class FieldEmbeddings(keras.layers.Layer):
             "features": [dataclasses.asdict(f) for f in self.features],
             "stddev": self.stddev,
             "shared_rows": self.shared_rows,
+            "copies": self.copies,
         }
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import tensorflow as tf
 
 from features.spec import PAD_ID, UNKNOWN_ID
+from models.layers.grown_tables import Stack
 from models.layers.tokens import TokenEmbeddings
 from models.losses import global_sum
 from models.state import state_variable
@@ -86,11 +87,21 @@ class RepresentationEnhancement(tf.Module):
     ):
         super().__init__()
         self._sequences, self._kind = tuple(sequences), kind
-        self._sizes = {f.name: f.num_ids for f in tables.features if f.name in ids}
+        fields = [f for f in tables.features if f.name in ids]
+        self._sizes = {f.name: f.num_ids for f in fields}
+        self._tables = {f.name: f.table for f in fields}
         self.seen = {
             name: state_variable(tf.zeros([size * tables.num_sources]), f"seen_{name}")
             for name, size in self._sizes.items()
         }
+        self._num_sources = tables.num_sources
+
+    def stacks(self) -> list[tuple[tf.Variable, Stack]]:
+        """Returns the marks by table: they grow with it."""
+        return [
+            (self.seen[name], Stack(self._tables[name], 0, size, self._num_sources))
+            for name, size in self._sizes.items()
+        ]
 
     def share(
         self,

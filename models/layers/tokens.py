@@ -66,6 +66,7 @@ class TokenEmbeddings(keras.layers.Layer):
                 for f in self.features
             ],
             stddev=stddev,
+            copies=num_sources,
             dtype=kwargs.get("dtype"),
         )
         self.widths = {

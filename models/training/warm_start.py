@@ -111,6 +111,9 @@ def warm_start(
             f"{type(old).__name__} ({workdir})."
         )
     tables = GrownTables(old.model, method.model, owner="RunConfig.init_from")
+    for part in (*old.extra_state().values(), *method.extra_state().values()):
+        if isinstance(part, tf.Module):
+            tables.add(part)
     pairs = _pairs(old, method)
     for before, now in pairs:
         tables.copy(before, now)
