@@ -54,7 +54,7 @@ def take(opened, steps):
 
 
 def rows_of(batch, most):
-    """Its first rows, padding left out: features but the domain, whose index differs."""
+    """Its first rows, padding left out: all features but the domain index."""
     names = sorted(batch.features.keys() - {"domain"})
     columns = [np.asarray(batch.features[name])[:most] for name in names]
     valid = np.asarray(batch.valid)[:most]
