@@ -4,6 +4,7 @@ import models  # noqa: F401 - chooses Keras 2, so it comes first
 
 import dataclasses  # isort: skip
 import gc  # isort: skip
+import json  # isort: skip
 import logging  # isort: skip
 
 import numpy as np  # isort: skip
@@ -137,6 +138,24 @@ def test_a_changed_source_is_noted_in_the_checkpoint(tmp_path, caplog):
     without = SourceVersions(None)  # a run opened where its source is not
     without.deserialize(newer.extra_state()["source_versions"].serialize().encode())
     assert without.versions == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("present", "expected", "told"),
+    [
+        ("c", ["a", "b", "c"], ("b until now", "c from here on")),
+        ("b", ["a", "b"], ()),
+        (None, ["a", "b"], ()),
+    ],
+)
+def test_a_run_that_goes_on_takes_over_the_versions(present, expected, told):
+    earlier = SourceVersions("x")  # in its source's folder by now; never learnt from
+    earlier.deserialize(b'["a", "b"]')
+    versions = SourceVersions(present)
+    text = versions.go_on_from(earlier)
+    assert json.loads(versions.serialize()) == expected
+    assert all(part in text for part in told)
+    assert bool(text) == bool(told)
 
 
 # ------------------------------------------------------------------ 8, 9: what serves
