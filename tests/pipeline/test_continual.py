@@ -231,6 +231,26 @@ def test_source_is_pinned_to_a_version_before_the_day(ran, tmp_path, mode, expec
     assert days[str(DAY_1)]["source_version"] == "20240130"
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, [True, None]),
+        ({"warm_start_from_source": False}, [False, False]),
+        ({"warm_start_from_source": True}, [True, True]),
+    ],
+)
+def test_first_day_starts_from_the_source_unless_told_otherwise(
+    tmp_path, said, expected
+):
+    run = {"method": "ecat", "method_config": {"target_domain": "d1", **said}}
+    source = {"chain": versions(tmp_path / "source", 20240130)}
+    walk = Walk(make(run=run, source=source), tmp_path / "target")
+    days = [walk.run_config(day, DAY_1)["method_config"] for day in (DAY_1, DAY_2)]
+    assert [day.get("warm_start_from_source") for day in days] == expected
+    alone = Walk(make(run=run), tmp_path / "alone").run_config(DAY_1, DAY_1)
+    assert ("warm_start_from_source" in alone["method_config"]) == bool(said)
+
+
 def test_a_source_that_comes_later_does_not_change_a_pinned_day(ran, tmp_path):
     chain = versions(tmp_path / "source", 20240129)
     walk = Walk(make(source={"chain": chain}), tmp_path / "target")
