@@ -226,6 +226,8 @@ class Walk:
                 method_config.setdefault("warm_start_from_source", True)
         if self.chain.select is not None:
             method_config["gst_path"] = f"streams/{self.stream}"
+            # A day is one pass of its selected rows too, however many there are.
+            method_config.setdefault("gst_share", "auto")
         return {**values, "method_config": method_config}
 
     def commands(self, day: int, first: int) -> list[Command]:

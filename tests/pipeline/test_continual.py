@@ -88,7 +88,17 @@ def test_a_day_trains_on_itself_and_tests_on_the_next(ran, tmp_path):
     assert config["train_days"] == [DAY_1, DAY_1]
     assert (config["max_epochs"], config["patience"]) == (1, None)
     assert "init_from" not in config
-    assert config["method_config"]["gst_path"] == "streams/gst"
+    method_config = config["method_config"]
+    assert method_config["gst_path"] == "streams/gst"
+    assert method_config["gst_share"] == "auto"
+
+
+def test_share_of_selected_rows_is_as_told(tmp_path):
+    run = {"method": "ecat", "method_config": {"gst_share": 2.0}}
+    config = Walk(make(run=run), tmp_path).run_config(DAY_1, DAY_1)
+    assert config["method_config"]["gst_share"] == 2.0
+    config = Walk(make(select=None), tmp_path).run_config(DAY_1, DAY_1)
+    assert "gst_share" not in config["method_config"]
 
 
 def test_no_edge_of_the_day_itself_chooses_its_rows(ran, tmp_path):

@@ -2,6 +2,7 @@
 
 import models  # noqa: F401 - chooses Keras 2, so it comes first
 
+import csv  # isort: skip
 import json  # isort: skip
 import logging  # isort: skip
 import shutil  # isort: skip
@@ -54,6 +55,7 @@ def make_walk(tmp_path_factory):
     dataset = tiny_dataset.make_dataset(folder / "tiny", rows=600)
     make_source(folder / "source", dataset)
     small = {**data.SMALL["ecat"], "target_domain": "d1", "use_distillation": True}
+    small["gst_share"] = "auto"
 
     def make(name, mode):
         for day in (DAY_1, DAY_2):
@@ -112,6 +114,18 @@ def test_a_day_starts_from_all_that_the_day_before_ended_with(whole):
         assert any(not np.array_equal(after[name], start[name]) for name in start)
 
 
+def test_a_pass_over_the_target_is_a_pass_over_the_source_rows(whole):
+    rows = tiny_dataset.make_rows(600).slice(0, 480)  # 80 % are training rows
+    domain, day = (np.asarray(rows[name]) for name in ("domain", "day"))
+    expected = {f"d{d}": int(np.sum((domain == d) & (day == DAY_1))) for d in range(3)}
+    assert expected["d0"] + expected["d2"] > 2 * expected["d1"]
+    run = whole.folder(DAY_1) / "run"
+    with (run / "audit_w_da.csv").open() as file:
+        read = {line["source"]: float(line["rows"]) for line in csv.DictReader(file)}
+    assert read == {**expected, "d1": 0}  # of rows that w_da weighs
+    assert fakes.state(run)["rows"] == expected["d1"]
+
+
 def test_first_day_starts_from_the_weights_of_the_source(whole):
     run = whole.folder(DAY_1) / "run"
     started = trainer.make_method(restore.run_config(run), restore.open_dataset(run))
@@ -162,5 +176,6 @@ def test_one_time_transfer_never_reads_a_newer_source(whole, make_walk):
         shutil.rmtree(newer)
         kept.rename(newer)
     pinned = source_versions(whole.folder(DAY_1) / "run")
+    assert [method._source.version] == pinned
     assert method.extra_state()["source_versions"].versions == pinned
     assert taken.notes == []

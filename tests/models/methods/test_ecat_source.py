@@ -209,6 +209,8 @@ def test_target_alone_is_served_from_two_streams():
     method = ecat(gst_path="streams/gst", gst_share=3.0, source_domains=("d2",))
     gst = method.streams()[GST]
     assert (gst.path, gst.batch_share, gst.domains) == ("streams/gst", 3.0, ("d2",))
+    assert not gst.per_epoch
+    assert ecat(gst_share="auto", use_distillation=False).streams()[GST].per_epoch
     assert list(ecat(use_source_rows=False).streams()) == [MAIN]
 
 
@@ -342,6 +344,8 @@ def test_two_replicas_train_as_one_device(two_replicas):
         ({"domain_specific_features": ("prize",)}, LookupError, "price"),
         ({"gate_uses_source": True, "use_gate": False}, ConfigError, "needs use_gate"),
         ({"gst_path": "x", "use_source_rows": False}, ConfigError, "gst_path"),
+        ({"gst_share": 0}, ConfigError, "gst_share"),
+        ({"gst_share": "all"}, ConfigError, "gst_share"),
         ({"taps": ("sequence", "sequence")}, ConfigError, "once"),
         (
             {"domain_specific_features": ("user", "item", "tags", "history", "price")},
