@@ -36,6 +36,8 @@ class Stream:
       split: Split to read.
       domains: Domains to keep; empty = all.
       batch_share: Rows a step as a share of the run's batch size.
+      per_epoch: In place of `batch_share`: so many rows a step that one epoch, a pass
+        of stream `main`, is a pass of this stream too.
       path: Another prepared folder (below the data folder), or "" for the data set.
       vectors: Folder of vectors (`RowVectors`) to add to its batches, as features
         `vectors/<name>` float32 [B, width]; "" for none.
@@ -45,6 +47,7 @@ class Stream:
     split: str = "train"
     domains: tuple[str, ...] = ()
     batch_share: float = 1.0
+    per_epoch: bool = False
     path: str = ""
     vectors: str = ""
     event_only: bool = False

@@ -36,7 +36,11 @@ _UNITS = {"seconds": 1, "milliseconds": 1000}
 
 
 class Source(Config):
-    """The frozen source model: another chain, or a folder of runs by day."""
+    """The frozen source model: another chain, or a folder of runs by day.
+
+    The chain's first day starts from its weights, unless `run.method_config` says
+    otherwise (`warm_start_from_source`); every other day goes on from the day before.
+    """
 
     chain: str = Field(description="its workdir: <day>/run are the versions")
     mode: Literal["continual", "one_time"] = Field(
@@ -218,8 +222,12 @@ class Walk:
         source = self.source_run(day, first)
         if source is not None:
             method_config["source_workdir"] = str(source)
+            if day == first:  # so that S and T lie in like bases, as w_pow takes them
+                method_config.setdefault("warm_start_from_source", True)
         if self.chain.select is not None:
             method_config["gst_path"] = f"streams/{self.stream}"
+            # A day is one pass of its selected rows too, however many there are.
+            method_config.setdefault("gst_share", "auto")
         return {**values, "method_config": method_config}
 
     def commands(self, day: int, first: int) -> list[Command]:

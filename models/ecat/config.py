@@ -1,6 +1,6 @@
 """Settings of `ecat`, and their checks against the data set."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -33,7 +33,9 @@ class ECATConfig(
     use_source_rows: bool = True
     gst_path: str = Field("", description="selected rows, below the data folder")
     source_domains: tuple[str, ...] = Field((), description="all others if empty")
-    gst_share: float = Field(1.0, gt=0, description="source rows a target row")
+    gst_share: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1.0, description="source rows a target row; auto = as many as there are"
+    )
     use_da: bool = True
     w_da: Literal["one_sided", "entropy", "ratio"] = "one_sided"
     beta: float = Field(1.0, ge=0)

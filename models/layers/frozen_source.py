@@ -87,7 +87,8 @@ class FrozenSource:
 class SourceVersions(tf.train.experimental.PythonState):
     """Versions of the source that a run has learnt from, kept in its checkpoints.
 
-    A run that goes on with another source than before adds its version, and says so.
+    A run that goes on with another source than before adds its version, and says so:
+    one that is resumed, and one that begins where another ended (`init_from`).
 
     Attributes:
       versions: Oldest first; the last is the present one.
@@ -96,6 +97,7 @@ class SourceVersions(tf.train.experimental.PythonState):
     def __init__(self, version: str | None):
         self.present = version
         self.versions = [] if version is None else [version]
+        self._restored: list[str] = []
 
     def serialize(self) -> str:
         """Returns JSON."""
@@ -103,15 +105,30 @@ class SourceVersions(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: bytes) -> None:
         """Takes the versions of a checkpoint; the present one goes last."""
-        self.versions = json.loads(string_value)
-        if self.present is None or self.versions[-1:] == [self.present]:
-            return
-        if self.versions:
-            _log.warning(
-                "the source model has changed: %s until now, %s from here on",
-                *(self.versions[-1], self.present),
-            )
+        self._restored = json.loads(string_value)
+        changed = self._go_on(self._restored)
+        if changed:
+            _log.warning(changed)
+
+    def go_on_from(self, earlier: "SourceVersions") -> str:
+        """Takes those of an earlier run's checkpoint; returns what has changed.
+
+        Not the version that lies in the earlier run's folder of the source by now: it
+        has not learnt from that.
+        """
+        return self._go_on(earlier._restored)
+
+    def _go_on(self, versions: list[str]) -> str:
+        self.versions = list(versions)
+        if self.present is None or versions[-1:] == [self.present]:
+            return ""
         self.versions.append(self.present)
+        if not versions:
+            return ""
+        return (
+            f"the source model has changed: {versions[-1]} until now, {self.present} "
+            "from here on"
+        )
 
 
 def model_inputs(schema: ModelSchema) -> list[FeatureInfo]:

@@ -87,9 +87,11 @@ class ECAT(Method):
         vectors = self.config.source_vectors if self._opened.cached else ""
         streams = {MAIN: Stream(domains=(self.config.target_domain,), vectors=vectors)}
         if self._sources:
+            share = self.config.gst_share
             streams[terms.GST] = Stream(
                 domains=self._sources,
-                batch_share=self.config.gst_share,
+                batch_share=1.0 if share == "auto" else share,
+                per_epoch=share == "auto",
                 path=self.config.gst_path,
                 vectors=vectors,
             )

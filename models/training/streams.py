@@ -51,8 +51,10 @@ def plan_streams(
     Raises:
       ValueError: For a batch share that gives no row, or a stream without rows.
     """
-    plans = {}
-    for name, stream in _asked_streams(method, config).items():
+    plans: dict[str, StreamPlan] = {}
+    # Those that last as long as an epoch come last: they need its steps.
+    asked = _asked_streams(method, config)
+    for name, stream in sorted(asked.items(), key=lambda s: s[1].per_epoch):
         source = (
             Dataset.open(dataset.data_dir / stream.path) if stream.path else dataset
         )
@@ -63,14 +65,6 @@ def plan_streams(
                 f"({source.data_dir}). Make it again from this data set."
             )
         domains = tuple(stream.domains) or method.schema.domains
-        replicas = max(1, tf.distribute.get_strategy().num_replicas_in_sync)
-        batch_size = round(config.batch_size * stream.batch_share)
-        if batch_size < 1 or batch_size % replicas:
-            raise ValueError(
-                f"RunConfig.batch_size times the share {stream.batch_share} of stream "
-                f"{name!r} must be a positive multiple of {replicas} devices; got "
-                f"{batch_size}. Change batch_size."
-            )
         rows = _count_rows(source, stream.split, domains, config.train_days)
         if rows == 0 and stream.event_only:
             continue  # the event is told so when it draws
@@ -80,6 +74,11 @@ def plan_streams(
                 f"{stream.split!r} for {', '.join(domains)}"
                 + (f" on days {config.train_days}." if config.train_days else ".")
             )
+        batch_size = (
+            _rows_to_last(rows, main_plan(plans).steps_per_epoch)
+            if stream.per_epoch
+            else _rows_by_share(name, stream, config)
+        )
         plans[name] = StreamPlan(
             stream,
             source,
@@ -90,6 +89,25 @@ def plan_streams(
             _open_vectors(name, stream, source, config) if stream.vectors else None,
         )
     return plans
+
+
+def _rows_by_share(name: str, stream: Stream, config: RunConfig) -> int:
+    """Returns the rows a step of a stream with a share of the batch size."""
+    replicas = max(1, tf.distribute.get_strategy().num_replicas_in_sync)
+    batch_size = round(config.batch_size * stream.batch_share)
+    if batch_size < 1 or batch_size % replicas:
+        raise ValueError(
+            f"RunConfig.batch_size times the share {stream.batch_share} of stream "
+            f"{name!r} must be a positive multiple of {replicas} devices; got "
+            f"{batch_size}. Change batch_size."
+        )
+    return batch_size
+
+
+def _rows_to_last(rows: int, steps: int) -> int:
+    """Returns the fewest rows a step, equal on all devices, that are all in `steps`."""
+    replicas = max(1, tf.distribute.get_strategy().num_replicas_in_sync)
+    return replicas * -(-rows // (steps * replicas))
 
 
 def _open_vectors(

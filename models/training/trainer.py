@@ -199,6 +199,8 @@ class Trainer:
             taken.grown or "none",
             ", ".join(taken.new) or "none",
         )
+        for note in taken.notes:
+            _log.warning(note)
 
     def close(self) -> None:
         """Closes files."""

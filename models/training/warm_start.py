@@ -14,6 +14,7 @@ from features.dataset import Dataset, DatasetInfo
 from models.layers.grown_tables import GrownTables
 from models.method import Method
 from models.optimizers.base import RowOptimizer
+from models.state import GoesOn
 from models.training import restore, trainer
 from models.training import workdir as workdir_lib
 from models.training.checkpoint import Checkpoints, RunState
@@ -35,12 +36,14 @@ class WarmStart:
       restored: Variables copied whole, optimiser slots among them.
       grown: Table -> rows before and now, where they differ.
       new: Names of variables that the earlier run does not have.
+      notes: What the method's own state has to tell, such as a changed source model.
     """
 
     workdir: str
     restored: int
     grown: dict[str, tuple[int, int]]
     new: list[str]
+    notes: list[str]
 
     def save(self, workdir: pathlib.Path) -> None:
         """Writes the report into a workdir."""
@@ -129,7 +132,8 @@ def warm_start(
             optimizer.iterations.assign(old.optimizers[name].iterations)
     taken = {now.ref() for _, now in pairs}
     new = [v.name for v in _variables(method) if v.ref() not in taken]
-    return WarmStart(str(workdir), tables.copied, tables.grown, new)
+    notes = _go_on(old, method)
+    return WarmStart(str(workdir), tables.copied, tables.grown, new, notes)
 
 
 def _load(workdir: pathlib.Path, owner: str) -> tuple[Method, DatasetInfo]:
@@ -157,6 +161,17 @@ def _variables(method: Method) -> list[tf.Variable]:
     ]
     seen = dict.fromkeys(v.ref() for v in (*method.model.variables, *own))
     return [reference.deref() for reference in seen]
+
+
+def _go_on(old: Method, new: Method) -> list[str]:
+    """Takes over the state that is in no variable; returns what there is to tell."""
+    before = old.extra_state()
+    told = [
+        part.go_on_from(before[name])
+        for name, part in sorted(new.extra_state().items())
+        if isinstance(part, GoesOn) and name in before
+    ]
+    return [text for text in told if text]
 
 
 def _pairs(old: Method, new: Method) -> list[tuple[tf.Variable, tf.Variable]]:

@@ -88,7 +88,17 @@ def test_a_day_trains_on_itself_and_tests_on_the_next(ran, tmp_path):
     assert config["train_days"] == [DAY_1, DAY_1]
     assert (config["max_epochs"], config["patience"]) == (1, None)
     assert "init_from" not in config
-    assert config["method_config"]["gst_path"] == "streams/gst"
+    method_config = config["method_config"]
+    assert method_config["gst_path"] == "streams/gst"
+    assert method_config["gst_share"] == "auto"
+
+
+def test_share_of_selected_rows_is_as_told(tmp_path):
+    run = {"method": "ecat", "method_config": {"gst_share": 2.0}}
+    config = Walk(make(run=run), tmp_path).run_config(DAY_1, DAY_1)
+    assert config["method_config"]["gst_share"] == 2.0
+    config = Walk(make(select=None), tmp_path).run_config(DAY_1, DAY_1)
+    assert "gst_share" not in config["method_config"]
 
 
 def test_no_edge_of_the_day_itself_chooses_its_rows(ran, tmp_path):
@@ -229,6 +239,26 @@ def test_source_is_pinned_to_a_version_before_the_day(ran, tmp_path, mode, expec
     assert found.parent.name == str(expected)
     days = continual.walk_days(walk, DAY_1, DAY_1)
     assert days[str(DAY_1)]["source_version"] == "20240130"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, [True, None]),
+        ({"warm_start_from_source": False}, [False, False]),
+        ({"warm_start_from_source": True}, [True, True]),
+    ],
+)
+def test_first_day_starts_from_the_source_unless_told_otherwise(
+    tmp_path, said, expected
+):
+    run = {"method": "ecat", "method_config": {"target_domain": "d1", **said}}
+    source = {"chain": versions(tmp_path / "source", 20240130)}
+    walk = Walk(make(run=run, source=source), tmp_path / "target")
+    days = [walk.run_config(day, DAY_1)["method_config"] for day in (DAY_1, DAY_2)]
+    assert [day.get("warm_start_from_source") for day in days] == expected
+    alone = Walk(make(run=run), tmp_path / "alone").run_config(DAY_1, DAY_1)
+    assert ("warm_start_from_source" in alone["method_config"]) == bool(said)
 
 
 def test_a_source_that_comes_later_does_not_change_a_pinned_day(ran, tmp_path):

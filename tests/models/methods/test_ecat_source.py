@@ -4,6 +4,7 @@ import models  # noqa: F401 - chooses Keras 2, so it comes first
 
 import dataclasses  # isort: skip
 import gc  # isort: skip
+import json  # isort: skip
 import logging  # isort: skip
 
 import numpy as np  # isort: skip
@@ -139,6 +140,24 @@ def test_a_changed_source_is_noted_in_the_checkpoint(tmp_path, caplog):
     assert without.versions == [first, second]
 
 
+@pytest.mark.parametrize(
+    ("present", "expected", "told"),
+    [
+        ("c", ["a", "b", "c"], ("b until now", "c from here on")),
+        ("b", ["a", "b"], ()),
+        (None, ["a", "b"], ()),
+    ],
+)
+def test_a_run_that_goes_on_takes_over_the_versions(present, expected, told):
+    earlier = SourceVersions("x")  # in its source's folder by now; never learnt from
+    earlier.deserialize(b'["a", "b"]')
+    versions = SourceVersions(present)
+    text = versions.go_on_from(earlier)
+    assert json.loads(versions.serialize()) == expected
+    assert all(part in text for part in told)
+    assert bool(text) == bool(told)
+
+
 # ------------------------------------------------------------------ 8, 9: what serves
 
 
@@ -190,6 +209,8 @@ def test_target_alone_is_served_from_two_streams():
     method = ecat(gst_path="streams/gst", gst_share=3.0, source_domains=("d2",))
     gst = method.streams()[GST]
     assert (gst.path, gst.batch_share, gst.domains) == ("streams/gst", 3.0, ("d2",))
+    assert not gst.per_epoch
+    assert ecat(gst_share="auto", use_distillation=False).streams()[GST].per_epoch
     assert list(ecat(use_source_rows=False).streams()) == [MAIN]
 
 
@@ -323,6 +344,8 @@ def test_two_replicas_train_as_one_device(two_replicas):
         ({"domain_specific_features": ("prize",)}, LookupError, "price"),
         ({"gate_uses_source": True, "use_gate": False}, ConfigError, "needs use_gate"),
         ({"gst_path": "x", "use_source_rows": False}, ConfigError, "gst_path"),
+        ({"gst_share": 0}, ConfigError, "gst_share"),
+        ({"gst_share": "all"}, ConfigError, "gst_share"),
         ({"taps": ("sequence", "sequence")}, ConfigError, "once"),
         (
             {"domain_specific_features": ("user", "item", "tags", "history", "price")},

@@ -156,9 +156,10 @@ def config(data_dir, **changes):
     return RunConfig.parse({**values, **changes, "method_config": method_config})
 
 
-def weights(workdir):
-    """Numbers in a run's last checkpoint, by name."""
-    return {k: v for k, v in _values(workdir).items() if isinstance(v, np.ndarray)}
+def weights(workdir, step=None):
+    """Numbers in a run's last checkpoint, or in that of a step, by name."""
+    values = _values(workdir, step).items()
+    return {k: v for k, v in values if isinstance(v, np.ndarray)}
 
 
 def state(workdir):
@@ -168,8 +169,9 @@ def state(workdir):
     return {k: v for k, v in json.loads(text).items() if k not in timed}
 
 
-def _values(workdir):
-    reader = tf.train.load_checkpoint(os.path.join(workdir, "checkpoints"))
+def _values(workdir, step=None):
+    name = "checkpoints" if step is None else f"checkpoints/ckpt-{step}"
+    reader = tf.train.load_checkpoint(os.path.join(workdir, name))
     names = reader.get_variable_to_shape_map()
     skipped = ("save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH")
     values = {
