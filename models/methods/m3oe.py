@@ -1,8 +1,9 @@
 """M3oE: shared, domain and task experts with two levels of learnt fusion."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import pydantic
 import tensorflow as tf
 import tf_keras as keras
 from pydantic import Field
@@ -16,10 +17,20 @@ from models.layers.domain_rows import DomainRows
 from models.layers.fusion import FixedFusion, Fusion
 from models.layers.mlp import MLP, DenseBlock
 from models.layers.star import StarDense
-from models.method import Batches, Method, MethodConfig, Metrics, PeriodicEvent
+from models.method import (
+    MAIN,
+    Batches,
+    Method,
+    MethodConfig,
+    Metrics,
+    PeriodicEvent,
+    Stream,
+)
 from models.optimizers.groups import GroupConfig, OptimizerConfig
+from models.training import durations
+from tfrecords_tools.batch import Batch
 
-FUSION = "fusion"
+FUSION, HELD_OUT = "fusion", "held_out"
 
 
 class M3oEConfig(MethodConfig):
@@ -27,8 +38,10 @@ class M3oEConfig(MethodConfig):
 
     `fusion_update`: `joint` trains the fusion weights in every step (what the
     authors' code does), `alternate` in a step of their own on another training batch
-    every `fusion_every` steps (the paper), `fixed` never.  The optimiser group of the
-    fusion weights is `fusion`; without it in `optimizer.groups` they follow `dense`.
+    every `fusion_every` (the paper), `fixed` never.  With `fusion_holdout` that
+    batch is of training rows that no other step sees (one device only).  The optimiser
+    group of the fusion weights is `fusion`; without it in `optimizer.groups` they
+    follow `dense`.
     """
 
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -44,7 +57,12 @@ class M3oEConfig(MethodConfig):
     tower_units: tuple[int, ...] = (64,)
     num_shared_experts: int = Field(4, ge=1)
     fusion_update: Literal["joint", "alternate", "fixed"] = "joint"
-    fusion_every: int = Field(10, ge=1, description="steps; read by `alternate`")
+    fusion_every: int | str = Field(
+        10, description="steps, or text: '1 epochs'; read by `alternate`"
+    )
+    fusion_holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of rows for fusion steps alone; `alternate`"
+    )
     fusion_granularity: Literal["scalar", "per_domain_task"] = "scalar"
     fusion_initial: float = Field(
         1.0, description="before the sigmoid: 1 gives 0.731, 0 gives 0.5"
@@ -57,6 +75,22 @@ class M3oEConfig(MethodConfig):
         False, description="W_c linear, towers without normalisation"
     )
     embedding_stddev: float = Field(1e-4, gt=0)
+
+    @pydantic.field_validator("fusion_every")
+    @classmethod
+    def _duration(cls, value: int | str) -> int | str:
+        durations.parse_duration(value)
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "M3oEConfig":
+        if self.fusion_holdout and self.fusion_update != "alternate":
+            raise ValueError(
+                "fusion_holdout must be 0 without fusion steps of their own; got "
+                f"{self.fusion_holdout} with fusion_update={self.fusion_update}. Set "
+                "fusion_update: alternate."
+            )
+        return self
 
 
 class DomainRepresentation(keras.layers.Layer):
@@ -242,6 +276,16 @@ class M3oE(Method):
         kinds = ["domain"] * bool(domains) + ["task"] * bool(tasks)
         return [v for name, v in raw.items() if name.split("_")[1] in kinds]
 
+    def streams(self) -> dict[str, Stream]:
+        """Returns `main`; and what it leaves to the fusion steps, as `held_out`."""
+        share = self.config.fusion_holdout
+        if not share:
+            return super().streams()
+        return {
+            MAIN: Stream(hash_range=(share, 1.0)),
+            HELD_OUT: Stream(hash_range=(0.0, share), event_only=True),
+        }
+
     def train_step(self, batches: Batches) -> Metrics:
         """Updates everything, or (alternate, fixed) everything but the fusion."""
         if self.config.fusion_update == "joint":
@@ -257,12 +301,22 @@ class M3oE(Method):
         """Returns the fusion step of `alternate`."""
         if self.config.fusion_update != "alternate" or FUSION not in self.optimizers:
             return []
-        run = tf.function(self.fusion_step, autograph=False)
-        return [
-            PeriodicEvent(
-                "fusion_step", self.config.fusion_every, run, takes_batch=True
-            )
-        ]
+        step = tf.function(self.fusion_step, autograph=False)
+        name, every = "fusion_step", self.config.fusion_every
+        if not self.config.fusion_holdout:
+            return [PeriodicEvent(name, every, step, takes_batch=True)]
+
+        def run(draw: Callable[[str], Batch | None]) -> Metrics:
+            batch = draw(HELD_OUT)
+            if batch is None:
+                raise ValueError(
+                    "M3oEConfig.fusion_holdout must leave a row to fusion steps; got "
+                    f"{self.config.fusion_holdout}, which leaves none of the training "
+                    "rows. Raise it."
+                )
+            return step({MAIN: batch})
+
+        return [PeriodicEvent(name, every, run, draws=True)]
 
     def scalars(self) -> Mapping[str, float]:
         """Returns the fusion weights."""

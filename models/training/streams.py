@@ -14,6 +14,7 @@ from models.training.checkpoint import RunState
 from models.training.config import RunConfig
 from tfrecords_tools import read
 from tfrecords_tools.batch import Batch
+from tfrecords_tools.selection import ALL_HASHES
 from tfrecords_tools.vectors import RowVectors
 
 
@@ -68,14 +69,16 @@ def plan_streams(
                 f"{name!r} must be a positive multiple of {replicas} devices; got "
                 f"{batch_size}. Change batch_size."
             )
-        rows = _count_rows(source, stream.split, domains, config.train_days)
+        rows = _count_rows(source, stream, domains, config.train_days)
+        is_part = stream.hash_range != ALL_HASHES
         if rows == 0 and stream.event_only:
             continue  # the event is told so when it draws
         if rows == 0:
             raise ValueError(
                 f"stream {name!r} must have rows; {source.data_dir} has none in split "
                 f"{stream.split!r} for {', '.join(domains)}"
-                + (f" on days {config.train_days}." if config.train_days else ".")
+                + (f" on days {config.train_days}" if config.train_days else "")
+                + (f" in hash_range {stream.hash_range}." if is_part else ".")
             )
         plans[name] = StreamPlan(
             stream,
@@ -110,6 +113,7 @@ def _open_vectors(
         split=stream.split,
         domains=stream.domains,
         days=config.train_days,
+        hash_range=stream.hash_range,
         batch_size=256,
         keys=("row_id",),
         cache=False,
@@ -121,14 +125,17 @@ def _open_vectors(
 
 def _count_rows(
     dataset: Dataset,
-    split: str,
+    stream: Stream,
     domains: Sequence[str],
     days: tuple[int, int] | None,
 ) -> int:
+    split, part = stream.split, stream.hash_range
     rows = sum(dataset.info.num_rows(split, name) for name in domains)
-    if days is None or rows == 0:
+    if rows == 0 or (days is None and part == ALL_HASHES):
         return rows
-    return read.count_rows(dataset, split=split, domains=domains, days=days)
+    return read.count_rows(
+        dataset, split=split, domains=domains, days=days, hash_range=part
+    )
 
 
 def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
@@ -216,6 +223,7 @@ class TrainStreams:
             tasks=self._config.tasks,
             batch_size=plan.batch_size,
             days=self._config.train_days,
+            hash_range=plan.stream.hash_range,
             # Two streams over the same rows must not be in step with each other.
             shuffle_seed=self._config.seed + 1000003 * self._order.index(name),
             epoch=epoch,
