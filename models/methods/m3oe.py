@@ -36,6 +36,7 @@ FUSION, HELD_OUT = "fusion", "held_out"
 class M3oEConfig(MethodConfig):
     """Settings of `m3oe`.
 
+    `fusion_form`: `sum` is the method; `concat` and `gated` are the paper's ablations.
     `fusion_update`: `joint` trains the fusion weights in every step (what the
     authors' code does), `alternate` in a step of their own on another training batch
     every `fusion_every` (the paper), `fixed` never.  With `fusion_holdout` that
@@ -56,6 +57,7 @@ class M3oEConfig(MethodConfig):
     expert_units: int = Field(64, ge=1)
     tower_units: tuple[int, ...] = (64,)
     num_shared_experts: int = Field(4, ge=1)
+    fusion_form: Literal["sum", "concat", "gated"] = "sum"
     fusion_update: Literal["joint", "alternate", "fixed"] = "joint"
     fusion_every: int | str = Field(
         10, description="steps, or text: '1 epochs'; read by `alternate`"
@@ -89,6 +91,11 @@ class M3oEConfig(MethodConfig):
                 "fusion_holdout must be 0 without fusion steps of their own; got "
                 f"{self.fusion_holdout} with fusion_update={self.fusion_update}. Set "
                 "fusion_update: alternate."
+            )
+        if self.fusion_form == "gated" and self.fusion_update != "joint":
+            raise ValueError(
+                "fusion_update must be joint with fusion_form=gated, which has no "
+                f"fusion weights; got {self.fusion_update}. Remove it."
             )
         return self
 
@@ -161,7 +168,14 @@ class DomainRepresentation(keras.layers.Layer):
 
 
 class M3oEModel(DomainModel):
-    """h_{d,t} = S_{d,t} + alpha_d Dom_d + alpha_t Tsk_t, then a tower per (d, t)."""
+    """h_{d,t} = S_{d,t} + alpha_d Dom_d + alpha_t Tsk_t, then a tower per (d, t).
+
+    `fusion_form`: `concat` makes h_{d,t} = [S_{d,t} ; Dom_d ; Tsk_t]; `gated` mixes the
+    experts of all modules by one softmax gate per (d, t), without fusion weights.
+
+    Source: Zhang et al., SIGIR 2024 (M3oE), Eq. (4)-(9); the forms, Table 3.
+    Differs: what is left unsaid of `gated`, whose gate reads single experts here.
+    """
 
     def __init__(self, config: M3oEConfig, schema: ModelSchema):
         super().__init__(schema, embedding_stddev=config.embedding_stddev)
@@ -184,13 +198,18 @@ class M3oEModel(DomainModel):
         self.experts = experts.StackedMLP(
             sum(self.counts), [config.expert_units], norm="layer", rows_first=True
         )
-        self.gates = experts.Gates(num_domains, num_tasks, config.num_shared_experts)
-        self.fusion = Fusion(
-            num_domains,
-            num_tasks,
-            initial=config.fusion_initial,
-            per_head=config.fusion_granularity == "per_domain_task",
-        )
+        is_gated = config.fusion_form == "gated"
+        gated = sum(self.counts) if is_gated else config.num_shared_experts
+        self.gates = experts.Gates(num_domains, num_tasks, gated)
+        self.fusion: Fusion | FixedFusion | None = None
+        if not is_gated:
+            self.fusion = Fusion(
+                num_domains,
+                num_tasks,
+                initial=config.fusion_initial,
+                per_head=config.fusion_granularity == "per_domain_task",
+                with_alpha=config.fusion_form == "sum",
+            )
         self.towers = DomainTowers(
             num_domains,
             num_tasks,
@@ -211,16 +230,35 @@ class M3oEModel(DomainModel):
         h = self.representation(x, rows)
         side = tf.stop_gradient(h) if self.config.gate_stop_gradient else h
         weights = self.mixture(self.gates(side, rows), domain)
-        fused = experts.mix(weights, self.experts(h))
+        fused = self.fuse(weights, self.experts(h))
         return self.towers(fused, rows, training=training)
+
+    def fuse(self, weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns h_{d,t}: [N, T, H], or [N, T, modules * H] of `concat`.
+
+        Args:
+          weights: Of `mixture`, [N, T, K].
+          outputs: Of the experts, [N, K, H].
+        """
+        if self.config.fusion_form != "concat":
+            return experts.mix(weights, outputs)
+        counts = [count for count in self.counts if count]
+        parts = zip(
+            tf.split(weights, counts, axis=-1),
+            tf.split(outputs, counts, axis=1),
+            strict=True,
+        )
+        return tf.concat([experts.mix(*part) for part in parts], axis=-1)
 
     def mixture(self, gates: tf.Tensor, domain: tf.Tensor) -> tf.Tensor:
         """Returns the weight of every expert in h_{d,t}: [N, T, K] float32.
 
         Args:
-          gates: [N, T, shared experts].
+          gates: [N, T, shared experts], or of all experts where they are `gated`.
           domain: Domain index [N].
         """
+        if self.fusion is None:
+            return gates
         _, domains, tasks = self.counts
         table = self.fusion(domain)
         split = self.schema.num_domains
@@ -235,7 +273,8 @@ class M3oEModel(DomainModel):
         copy = M3oEModel(self.config, self.schema)
         for name in ("embeddings", "representation", "experts", "gates", "towers"):
             setattr(copy, name, getattr(self, name))
-        copy.fusion = FixedFusion(self.fusion(tf.zeros([1])).numpy())
+        if self.fusion is not None:
+            copy.fusion = FixedFusion(self.fusion(tf.zeros([1])).numpy())
         method.build(copy, self.schema)
         return copy
 
@@ -272,6 +311,8 @@ class M3oE(Method):
 
     def _fusion_variables(self) -> list[tf.Variable]:
         """Weights of modules that are left out have no gradient, so no group."""
+        if self.model.fusion is None:
+            return []
         raw, (_, domains, tasks) = self.model.fusion.raw, self.model.counts
         kinds = ["domain"] * bool(domains) + ["task"] * bool(tasks)
         return [v for name, v in raw.items() if name.split("_")[1] in kinds]
@@ -320,7 +361,7 @@ class M3oE(Method):
 
     def scalars(self) -> Mapping[str, float]:
         """Returns the fusion weights."""
-        return self.model.fusion.values()
+        return {} if self.model.fusion is None else self.model.fusion.values()
 
     def export_model(self) -> M3oEModel:
         """Returns the model with the fusion weights of now as constants."""
