@@ -83,7 +83,7 @@ def test_mean_of_six_cells_is_the_papers_mean(name):
     assert round(100 * table.mean_domain_auc, 2) == mean
 
 
-# The row RelaImpr of the paper's Table 2: M3oE, its best baseline (underlined), percent.
+# Row RelaImpr of the paper's Table 2: M3oE, its best baseline (underlined), percent.
 RELAIMPR = [
     (76.61, 76.07, 2.07),
     (78.13, 77.27, 3.15),
