@@ -36,7 +36,7 @@ FUSION, HELD_OUT = "fusion", "held_out"
 class M3oEConfig(MethodConfig):
     """Settings of `m3oe`.
 
-    `fusion_form`: `sum` is the method; `concat` and `gated` are the paper's ablations.
+    `fusion_ablation`: `concat` and `gated` are variants of the paper's Table 3.
     `fusion_update`: `joint` trains the fusion weights in every step (what the
     authors' code does), `alternate` in a step of their own on another training batch
     every `fusion_every` (the paper), `fixed` never.  With `fusion_holdout` that
@@ -57,7 +57,8 @@ class M3oEConfig(MethodConfig):
     expert_units: int = Field(64, ge=1)
     tower_units: tuple[int, ...] = (64,)
     num_shared_experts: int = Field(4, ge=1)
-    fusion_form: Literal["sum", "concat", "gated"] = "sum"
+    # Off has to be falsy: runs begun before this key are then found again.
+    fusion_ablation: Literal["", "concat", "gated"] = ""
     fusion_update: Literal["joint", "alternate", "fixed"] = "joint"
     fusion_every: int | str = Field(
         10, description="steps, or text: '1 epochs'; read by `alternate`"
@@ -92,9 +93,9 @@ class M3oEConfig(MethodConfig):
                 f"{self.fusion_holdout} with fusion_update={self.fusion_update}. Set "
                 "fusion_update: alternate."
             )
-        if self.fusion_form == "gated" and self.fusion_update != "joint":
+        if self.fusion_ablation == "gated" and self.fusion_update != "joint":
             raise ValueError(
-                "fusion_update must be joint with fusion_form=gated, which has no "
+                "fusion_update must be joint with fusion_ablation=gated, which has no "
                 f"fusion weights; got {self.fusion_update}. Remove it."
             )
         return self
@@ -170,10 +171,10 @@ class DomainRepresentation(keras.layers.Layer):
 class M3oEModel(DomainModel):
     """h_{d,t} = S_{d,t} + alpha_d Dom_d + alpha_t Tsk_t, then a tower per (d, t).
 
-    `fusion_form`: `concat` makes h_{d,t} = [S_{d,t} ; Dom_d ; Tsk_t]; `gated` mixes the
-    experts of all modules by one softmax gate per (d, t), without fusion weights.
+    `fusion_ablation`: `concat` makes h_{d,t} = [S_{d,t} ; Dom_d ; Tsk_t]; `gated` mixes
+    the experts of all modules by one softmax gate per (d, t), without fusion weights.
 
-    Source: Zhang et al., SIGIR 2024 (M3oE), Eq. (4)-(9); the forms, Table 3.
+    Source: Zhang et al., SIGIR 2024 (M3oE), Eq. (4)-(9); ablations: Table 3.
     Differs: what is left unsaid of `gated`, whose gate reads single experts here.
     """
 
@@ -198,7 +199,7 @@ class M3oEModel(DomainModel):
         self.experts = experts.StackedMLP(
             sum(self.counts), [config.expert_units], norm="layer", rows_first=True
         )
-        is_gated = config.fusion_form == "gated"
+        is_gated = config.fusion_ablation == "gated"
         gated = sum(self.counts) if is_gated else config.num_shared_experts
         self.gates = experts.Gates(num_domains, num_tasks, gated)
         self.fusion: Fusion | FixedFusion | None = None
@@ -208,7 +209,7 @@ class M3oEModel(DomainModel):
                 num_tasks,
                 initial=config.fusion_initial,
                 per_head=config.fusion_granularity == "per_domain_task",
-                with_alpha=config.fusion_form == "sum",
+                with_alpha=config.fusion_ablation != "concat",
             )
         self.towers = DomainTowers(
             num_domains,
@@ -240,7 +241,7 @@ class M3oEModel(DomainModel):
           weights: Of `mixture`, [N, T, K].
           outputs: Of the experts, [N, K, H].
         """
-        if self.config.fusion_form != "concat":
+        if self.config.fusion_ablation != "concat":
             return experts.mix(weights, outputs)
         counts = [count for count in self.counts if count]
         parts = zip(

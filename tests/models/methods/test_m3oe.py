@@ -108,7 +108,7 @@ def hidden_of_gated(d, t, gates, outputs, beta_d, beta_t):
     ],
 )
 def test_ablated_fusions_equal_their_formula_in_float64(form, hidden, weights):
-    method = m3oe(fusion_form=form)
+    method = m3oe(fusion_ablation=form)
     model, rng = method.model, np.random.default_rng(0)
     for layer in (model.gates, model.experts, model.towers):
         for variable in layer.trainable_variables:
@@ -136,7 +136,7 @@ def test_ablated_fusions_equal_their_formula_in_float64(form, hidden, weights):
 
 @pytest.mark.parametrize("form", ["concat", "gated"])
 def test_ablated_fusions_are_exported(form, tmp_path):
-    method = m3oe(fusion_form=form, use_task_experts=False)
+    method = m3oe(fusion_ablation=form, use_task_experts=False)
     batch = data.make_batch(method.schema, 20)
     method.train_step({MAIN: batch})
     model = method.export_model()
@@ -147,7 +147,7 @@ def test_ablated_fusions_are_exported(form, tmp_path):
 
 def test_gated_fusion_has_no_weights_to_alternate():
     with pytest.raises(ConfigError, match="fusion_update must be joint"):
-        m3oe(fusion_form="gated", fusion_update="fixed")
+        m3oe(fusion_ablation="gated", fusion_update="fixed")
 
 
 @pytest.mark.parametrize(
