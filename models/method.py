@@ -22,6 +22,7 @@ from models.layers.partitioned_norm import PartitionedNorm
 from models.optimizers.base import RowOptimizer
 from models.optimizers.groups import OptimizerConfig, apply_gradients, make_optimizers
 from tfrecords_tools.batch import Batch
+from tfrecords_tools.selection import ALL_HASHES
 
 Batches = dict[str, Batch]
 Metrics = dict[str, tf.Tensor]
@@ -39,6 +40,9 @@ class Stream:
       per_epoch: In place of `batch_share`: so many rows a step that one epoch, a pass
         of stream `main`, is a pass of this stream too.
       path: Another prepared folder (below the data folder), or "" for the data set.
+      hash_range: Part of the rows to keep, [low, high) of a hash of `row_id` in 0..1
+        (`read.row_hash`): streams with ranges that do not meet share no row, not
+        even a row that is there twice.
       vectors: Folder of vectors (`RowVectors`) to add to its batches, as features
         `vectors/<name>` float32 [B, width]; "" for none.
       event_only: Drawn by periodic events only, never by a training step.
@@ -49,6 +53,7 @@ class Stream:
     batch_share: float = 1.0
     per_epoch: bool = False
     path: str = ""
+    hash_range: tuple[float, float] = ALL_HASHES
     vectors: str = ""
     event_only: bool = False
 
@@ -57,6 +62,7 @@ class Stream:
 class PeriodicEvent:
     """Something done every `every_steps` steps, after that step.
 
+    `every_steps` may be text, as RunConfig.eval_every: "0.5 epochs" of the main stream.
     `run` is called outside the step function; it must be idempotent and keep all it
     remembers in `Method.extra_state`, so that a resumed run does the same.  With
     `takes_batch` it gets the next training batches; with `draws` a function
@@ -65,7 +71,7 @@ class PeriodicEvent:
     """
 
     name: str
-    every_steps: int
+    every_steps: int | str
     run: Callable[..., Mapping[str, float] | None]
     takes_batch: bool = False
     draws: bool = False

@@ -15,7 +15,7 @@ Nothing is done row by row, and the order depends on (shuffle_seed, epoch) alone
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from features.schema import LABEL_PREFIX
 from tfrecords_tools import decode, memory, plan, records
 from tfrecords_tools import selection as selection_lib
 from tfrecords_tools.batch import Batch
-from tfrecords_tools.selection import Selection
+from tfrecords_tools.selection import ALL_HASHES, Selection
 
 CACHE_LIMIT_BYTES = 512 * 2**20  # of one split, decoded; MovieLens-1M takes 50 MB
 SHUFFLE_WINDOW_ROWS = 131_072  # 32 blocks of 4,096: about 20 MB at 40 columns
@@ -34,6 +34,7 @@ PLAIN_WINDOW_ROWS = 16_384  # without a shuffle: large enough for fast parsing
 _READ_BUFFER_BYTES = 1 << 20
 _PARSE_CALLS = 2  # windows parsed at once; more only steals cores from the step
 _PREFETCH_BATCHES = 4
+_HASH_SALT = 0x9B05688C2B3E6C1F  # any constant: fraction of sqrt(11)
 
 
 def read_stream(
@@ -52,6 +53,7 @@ def read_stream(
     drop_remainder: bool = False,
     keys: Sequence[str] = (),
     remap_domains: bool = False,
+    hash_range: tuple[float, float] = ALL_HASHES,
     cache: bool | None = None,
 ) -> tf.data.Dataset:
     """Returns one epoch of batches: every row of the request exactly once.
@@ -76,6 +78,8 @@ def read_stream(
       drop_remainder: Leave out the last batch if it is not full.
       keys: Key columns to give as well: "row_id", "user_key", "day".
       remap_domains: Count domain indices within `domains`, in their order.
+      hash_range: Keep rows whose `row_hash` is in [low, high): (0, 0.05) is about one
+        row in twenty, the same ones in any run, and (0.05, 1) all the others.
       cache: Decode the split into memory; None decides by `CACHE_LIMIT_BYTES`.
 
     Raises:
@@ -96,6 +100,7 @@ def read_stream(
         days=days,
         keys=keys,
         remap_domains=remap_domains,
+        hash_range=hash_range,
     )
     if cache is None:
         cache = decoded_bytes(chosen) <= CACHE_LIMIT_BYTES
@@ -144,28 +149,51 @@ def count_rows(
     split: str,
     domains: Sequence[str] = (),
     days: tuple[int, int] | None = None,
+    hash_range: tuple[float, float] = ALL_HASHES,
 ) -> int:
     """Returns the number of rows of a request; reads the files that may hold them.
 
-    Without `days` no file need be read: `dataset.info.num_rows`.
+    Without `days` and `hash_range` no file need be read: `dataset.info.num_rows`.
     """
     try:
-        batch = cached_arrays(
+        chosen = selection_lib.select(
             dataset,
             split=split,
             domains=domains,
-            tasks=dataset.info.spec.task_names[:1],
+            tasks=(),
             days=days,
+            keys=(),
+            remap_domains=False,
+            hash_range=hash_range,
         )
     except selection_lib.NoRowsError:
         return 0
-    return len(batch.valid)
+    return sum(_count_windows(dataset, chosen))
 
 
 def decoded_bytes(chosen: Selection) -> int:
     """Returns about how many bytes the rows of a request take in memory."""
     values = sum(c.length for c in chosen.columns) + 2 * len(chosen.tasks)
     return 4 * values * max(chosen.max_rows, 1)
+
+
+def row_hash(row_id: tf.Tensor) -> tf.Tensor:
+    """Returns a number in [0, 1) for each row, float64 [B]; equal ids, equal numbers.
+
+    The salt makes it another hash than those that splits and orders were drawn by.
+
+    Args:
+      row_id: int64 [B], >= 0.
+    """
+    shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
+    x = tf.bitcast(row_id, tf.uint64) + tf.constant(_HASH_SALT, tf.uint64)
+    # The finaliser of splitmix64.
+    for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = xor(x, shift(x, tf.constant(bits, tf.uint64)))
+        x *= tf.constant(factor, tf.uint64)
+    x = xor(x, shift(x, tf.constant(31, tf.uint64)))
+    # 53 bits, which a float64 holds exactly: never rounded up to 1.
+    return tf.cast(shift(x, tf.constant(11, tf.uint64)), tf.float64) * 2.0**-53
 
 
 def explain_data_loss(dataset: Dataset, split: str, error: Exception) -> Exception:
@@ -257,6 +285,7 @@ def _load(dataset: Dataset, chosen: Selection) -> memory.Table:
     request = (
         chosen.tasks,
         chosen.days,
+        chosen.hash_range,
         chosen.keys,
         chosen.domain_map.tobytes(),
     )
@@ -296,8 +325,8 @@ def _file_stream(
     skip_batches: int,
     drop_remainder: bool,
 ) -> tf.data.Dataset:
-    if chosen.days is not None:
-        _check_any_row(dataset, chosen)
+    if chosen.filters_by_column and not any(_count_windows(dataset, chosen)):
+        raise selection_lib.no_rows(dataset, chosen)
     windows, skipped = _windows(
         dataset, chosen, order, skip_rows=skip_batches * batch_size
     )
@@ -415,7 +444,7 @@ def _parse_window(
         serialized, chosen.columns, dataset.info.record_format
     )
     domain = _mapped_domain(chosen, parsed["domain"])
-    rows = _chosen_rows(chosen, order, number, domain, parsed.get("day"))
+    rows = _chosen_rows(chosen, order, number, domain, parsed)
     if trim:
         rows = tf.range(tf.size(domain)) if rows is None else rows
         rows = rows[tf.where(number == first, trim, 0) :]
@@ -441,14 +470,19 @@ def _chosen_rows(
     order: _Order,
     number: tf.Tensor,
     domain: tf.Tensor,
-    day: tf.Tensor | None,
+    parsed: dict[str, tf.Tensor],
 ) -> tf.Tensor | None:
     """Returns the positions of the rows to give, in order; None for all as they lie."""
     rows = None
     if chosen.filters_rows:
         keep = domain >= 0
-        if chosen.days is not None and day is not None:
+        if chosen.days is not None:
+            day = parsed["day"]
             keep &= (day >= chosen.days[0]) & (day <= chosen.days[1])
+        if chosen.hash_range != ALL_HASHES:
+            low, high = chosen.hash_range
+            hashes = row_hash(parsed["row_id"])
+            keep &= (hashes >= low) & (hashes < high)
         rows = tf.where(keep)[:, 0]
     if order.shuffle_seed is None:
         return rows
@@ -493,17 +527,16 @@ def _padding(chosen: Selection, rows: int) -> Batch:
     return batch._replace(weight=tf.zeros([rows]), valid=tf.zeros([rows], tf.bool))
 
 
-def _check_any_row(dataset: Dataset, chosen: Selection) -> None:
-    """Raises unless some row of the files is of the days and domains asked for."""
+def _count_windows(dataset: Dataset, chosen: Selection) -> Iterator[int]:
+    """Yields how many rows each window has of a request; reads what decides it."""
     info, order = dataset.info, _Order(None, 0, 1, 0)
-    columns = [c for c in chosen.columns if c.name in ("domain", "day")]
+    deciding = ("domain", "day", "row_id")
+    columns = [c for c in chosen.columns if c.name in deciding]
     windows = _read_in_order(dataset, chosen, order).batch(
         _records_of(info, PLAIN_WINDOW_ROWS)
     )
     for number, serialized in enumerate(windows):
         parsed = decode.parse_columns(serialized, columns, info.record_format)
         domain = _mapped_domain(chosen, parsed["domain"])
-        rows = _chosen_rows(chosen, order, number, domain, parsed["day"])
-        if rows is None or tf.size(rows):
-            return
-    raise selection_lib.no_rows(dataset, chosen)
+        rows = _chosen_rows(chosen, order, number, domain, parsed)
+        yield int(tf.size(domain if rows is None else rows))

@@ -13,6 +13,7 @@ from features.schema import LABEL_PREFIX, EncodedColumn
 from features.spec import SPLITS
 
 KEY_COLUMNS = ("row_id", "user_key", "day")
+ALL_HASHES = (0.0, 1.0)
 _DAY_FOLDER = re.compile(r"^dt=(\d{8})$")
 
 
@@ -29,19 +30,22 @@ class Selection:
       domains: Domain names to keep; all of them, in index order, when not filtered.
       tasks: Task names in the order of the label columns [B, T].
       days: First and last day (YYYYMMDD) to keep, or None.
+      hash_range: Rows to keep by a hash of their `row_id` in [0, 1): [low, high).
       keys: Key columns to give.
       domain_map: int32 [D]: the index a domain gets, -1 to drop its rows.
       columns: Columns to parse.
       features: Names of the feature columns.
       has_weight: Whether rows carry a weight.
       paths: Files that may hold such rows, in reading order.
-      max_rows: Rows that the domains have in this split (days not counted).
+      max_rows: Rows that the domains have in this split (days and hashes not
+        counted).
     """
 
     split: str
     domains: tuple[str, ...]
     tasks: tuple[str, ...]
     days: tuple[int, int] | None
+    hash_range: tuple[float, float]
     keys: tuple[str, ...]
     domain_map: np.ndarray
     columns: tuple[EncodedColumn, ...]
@@ -53,7 +57,12 @@ class Selection:
     @property
     def filters_rows(self) -> bool:
         """Whether some rows of the files may be left out."""
-        return self.days is not None or bool((self.domain_map < 0).any())
+        return self.filters_by_column or bool((self.domain_map < 0).any())
+
+    @property
+    def filters_by_column(self) -> bool:
+        """Whether more than the domain decides which rows are left out."""
+        return self.days is not None or self.hash_range != ALL_HASHES
 
 
 def select(
@@ -65,6 +74,7 @@ def select(
     days: tuple[int, int] | None,
     keys: Sequence[str],
     remap_domains: bool,
+    hash_range: tuple[float, float] = ALL_HASHES,
 ) -> Selection:
     """Returns the checked request; see `read.read_stream` for the arguments.
 
@@ -81,6 +91,7 @@ def select(
     _check_names("read_stream.keys", keys, key_names)
     if days is not None:
         _check_days(days, has_day="day" in known)
+    _check_hash_range(hash_range)
     domains = tuple(domains) or info.fitted.domains
     tasks = tuple(tasks) or info.spec.task_names
     domain_map = np.full(len(info.fitted.domains), -1, np.int32)
@@ -92,12 +103,15 @@ def select(
     wanted = {*features, *(LABEL_PREFIX + t for t in tasks), *keys, "weight"}
     if days is not None:
         wanted.add("day")
+    if hash_range != ALL_HASHES:
+        wanted.add("row_id")
     max_rows = sum(info.num_rows(split, name) for name in domains)
     selection = Selection(
         split=split,
         domains=domains,
         tasks=tasks,
         days=days,
+        hash_range=hash_range,
         keys=tuple(keys),
         domain_map=domain_map,
         columns=tuple(c for n, c in known.items() if n in wanted),
@@ -118,6 +132,8 @@ def no_rows(dataset: Dataset, selection: Selection) -> NoRowsError:
         for name in dataset.info.fitted.domains
     }
     days = "" if selection.days is None else f", days {selection.days}"
+    if selection.hash_range != ALL_HASHES:
+        days += f", hash_range {selection.hash_range}"
     return NoRowsError(
         f"read_stream must leave at least one row; split {selection.split!r}, "
         f"domains {', '.join(selection.domains)}{days} leave none "
@@ -148,6 +164,15 @@ def _check_days(days: tuple[int, int], *, has_day: bool) -> None:
         raise ValueError(
             f"read_stream.days must be (first, last) as YYYYMMDD; got {days}. "
             "Swap them."
+        )
+
+
+def _check_hash_range(hash_range: tuple[float, float]) -> None:
+    low, high = hash_range
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            "read_stream.hash_range must be (low, high) with 0 <= low < high <= 1; got "
+            f"{hash_range}. {ALL_HASHES} keeps all rows."
         )
 
 

@@ -26,6 +26,7 @@ class Fusion(keras.layers.Layer):
       num_tasks: T, >= 1.
       initial: Raw start value; sigmoid(1) = 0.731.
       per_head: One alpha and beta per domain and per task instead of four scalars.
+      with_alpha: Whether there are alphas; else alpha is 1.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Fusion(keras.layers.Layer):
         *,
         initial: float = 1.0,
         per_head: bool = False,
+        with_alpha: bool = True,
         **kwargs: Any,
     ):
         # Four numbers: float32 under any policy.
@@ -43,11 +45,12 @@ class Fusion(keras.layers.Layer):
         self.num_tasks = num_tasks
         self.initial = initial
         self.per_head = per_head
+        self.with_alpha = with_alpha
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
         self.raw = {}
-        for name in NAMES:
+        for name in NAMES if self.with_alpha else NAMES[2:]:
             count = self.num_domains if name.endswith("domain") else self.num_tasks
             self.raw[name] = self.add_weight(
                 f"fusion_{name}",
@@ -72,7 +75,9 @@ class Fusion(keras.layers.Layer):
 
     def _balance(self, kind: str, count: int) -> tf.Tensor:
         """[count, count]: alpha times own and other experts' shares."""
-        alpha = tf.sigmoid(self.raw[f"alpha_{kind}"])[:, tf.newaxis]
+        alpha = tf.ones([1, 1])
+        if self.with_alpha:
+            alpha = tf.sigmoid(self.raw[f"alpha_{kind}"])[:, tf.newaxis]
         if count == 1:
             return alpha * tf.ones([1, 1])
         beta = tf.sigmoid(self.raw[f"beta_{kind}"])[:, tf.newaxis]
@@ -96,6 +101,7 @@ class Fusion(keras.layers.Layer):
             "num_tasks": self.num_tasks,
             "initial": self.initial,
             "per_head": self.per_head,
+            "with_alpha": self.with_alpha,
         }
 
 

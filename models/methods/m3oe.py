@@ -1,8 +1,9 @@
 """M3oE: shared, domain and task experts with two levels of learnt fusion."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import pydantic
 import tensorflow as tf
 import tf_keras as keras
 from pydantic import Field
@@ -16,19 +17,32 @@ from models.layers.domain_rows import DomainRows
 from models.layers.fusion import FixedFusion, Fusion
 from models.layers.mlp import MLP, DenseBlock
 from models.layers.star import StarDense
-from models.method import Batches, Method, MethodConfig, Metrics, PeriodicEvent
+from models.method import (
+    MAIN,
+    Batches,
+    Method,
+    MethodConfig,
+    Metrics,
+    PeriodicEvent,
+    Stream,
+)
 from models.optimizers.groups import GroupConfig, OptimizerConfig
+from models.training import durations
+from tfrecords_tools.batch import Batch
 
-FUSION = "fusion"
+FUSION, HELD_OUT = "fusion", "held_out"
 
 
 class M3oEConfig(MethodConfig):
     """Settings of `m3oe`.
 
+    `fusion_ablation`: `concat` and `gated` are variants of the paper's Table 3.
     `fusion_update`: `joint` trains the fusion weights in every step (what the
     authors' code does), `alternate` in a step of their own on another training batch
-    every `fusion_every` steps (the paper), `fixed` never.  The optimiser group of the
-    fusion weights is `fusion`; without it in `optimizer.groups` they follow `dense`.
+    every `fusion_every` (the paper), `fixed` never.  With `fusion_holdout` that
+    batch is of training rows that no other step sees (one device only).  The optimiser
+    group of the fusion weights is `fusion`; without it in `optimizer.groups` they
+    follow `dense`.
     """
 
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -43,8 +57,15 @@ class M3oEConfig(MethodConfig):
     expert_units: int = Field(64, ge=1)
     tower_units: tuple[int, ...] = (64,)
     num_shared_experts: int = Field(4, ge=1)
+    # Off has to be falsy: runs begun before this key are then found again.
+    fusion_ablation: Literal["", "concat", "gated"] = ""
     fusion_update: Literal["joint", "alternate", "fixed"] = "joint"
-    fusion_every: int = Field(10, ge=1, description="steps; read by `alternate`")
+    fusion_every: int | str = Field(
+        10, description="steps, or text: '1 epochs'; read by `alternate`"
+    )
+    fusion_holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of rows for fusion steps alone; `alternate`"
+    )
     fusion_granularity: Literal["scalar", "per_domain_task"] = "scalar"
     fusion_initial: float = Field(
         1.0, description="before the sigmoid: 1 gives 0.731, 0 gives 0.5"
@@ -57,6 +78,27 @@ class M3oEConfig(MethodConfig):
         False, description="W_c linear, towers without normalisation"
     )
     embedding_stddev: float = Field(1e-4, gt=0)
+
+    @pydantic.field_validator("fusion_every")
+    @classmethod
+    def _duration(cls, value: int | str) -> int | str:
+        durations.parse_duration(value)
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "M3oEConfig":
+        if self.fusion_holdout and self.fusion_update != "alternate":
+            raise ValueError(
+                "fusion_holdout must be 0 without fusion steps of their own; got "
+                f"{self.fusion_holdout} with fusion_update={self.fusion_update}. Set "
+                "fusion_update: alternate."
+            )
+        if self.fusion_ablation == "gated" and self.fusion_update != "joint":
+            raise ValueError(
+                "fusion_update must be joint with fusion_ablation=gated, which has no "
+                f"fusion weights; got {self.fusion_update}. Remove it."
+            )
+        return self
 
 
 class DomainRepresentation(keras.layers.Layer):
@@ -127,7 +169,14 @@ class DomainRepresentation(keras.layers.Layer):
 
 
 class M3oEModel(DomainModel):
-    """h_{d,t} = S_{d,t} + alpha_d Dom_d + alpha_t Tsk_t, then a tower per (d, t)."""
+    """h_{d,t} = S_{d,t} + alpha_d Dom_d + alpha_t Tsk_t, then a tower per (d, t).
+
+    `fusion_ablation`: `concat` makes h_{d,t} = [S_{d,t} ; Dom_d ; Tsk_t]; `gated` mixes
+    the experts of all modules by one softmax gate per (d, t), without fusion weights.
+
+    Source: Zhang et al., SIGIR 2024 (M3oE), Eq. (4)-(9); ablations: Table 3.
+    Differs: what is left unsaid of `gated`, whose gate reads single experts here.
+    """
 
     def __init__(self, config: M3oEConfig, schema: ModelSchema):
         super().__init__(schema, embedding_stddev=config.embedding_stddev)
@@ -150,13 +199,18 @@ class M3oEModel(DomainModel):
         self.experts = experts.StackedMLP(
             sum(self.counts), [config.expert_units], norm="layer", rows_first=True
         )
-        self.gates = experts.Gates(num_domains, num_tasks, config.num_shared_experts)
-        self.fusion = Fusion(
-            num_domains,
-            num_tasks,
-            initial=config.fusion_initial,
-            per_head=config.fusion_granularity == "per_domain_task",
-        )
+        is_gated = config.fusion_ablation == "gated"
+        gated = sum(self.counts) if is_gated else config.num_shared_experts
+        self.gates = experts.Gates(num_domains, num_tasks, gated)
+        self.fusion: Fusion | FixedFusion | None = None
+        if not is_gated:
+            self.fusion = Fusion(
+                num_domains,
+                num_tasks,
+                initial=config.fusion_initial,
+                per_head=config.fusion_granularity == "per_domain_task",
+                with_alpha=config.fusion_ablation != "concat",
+            )
         self.towers = DomainTowers(
             num_domains,
             num_tasks,
@@ -177,16 +231,35 @@ class M3oEModel(DomainModel):
         h = self.representation(x, rows)
         side = tf.stop_gradient(h) if self.config.gate_stop_gradient else h
         weights = self.mixture(self.gates(side, rows), domain)
-        fused = experts.mix(weights, self.experts(h))
+        fused = self.fuse(weights, self.experts(h))
         return self.towers(fused, rows, training=training)
+
+    def fuse(self, weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns h_{d,t}: [N, T, H], or [N, T, modules * H] of `concat`.
+
+        Args:
+          weights: Of `mixture`, [N, T, K].
+          outputs: Of the experts, [N, K, H].
+        """
+        if self.config.fusion_ablation != "concat":
+            return experts.mix(weights, outputs)
+        counts = [count for count in self.counts if count]
+        parts = zip(
+            tf.split(weights, counts, axis=-1),
+            tf.split(outputs, counts, axis=1),
+            strict=True,
+        )
+        return tf.concat([experts.mix(*part) for part in parts], axis=-1)
 
     def mixture(self, gates: tf.Tensor, domain: tf.Tensor) -> tf.Tensor:
         """Returns the weight of every expert in h_{d,t}: [N, T, K] float32.
 
         Args:
-          gates: [N, T, shared experts].
+          gates: [N, T, shared experts], or of all experts where they are `gated`.
           domain: Domain index [N].
         """
+        if self.fusion is None:
+            return gates
         _, domains, tasks = self.counts
         table = self.fusion(domain)
         split = self.schema.num_domains
@@ -201,7 +274,8 @@ class M3oEModel(DomainModel):
         copy = M3oEModel(self.config, self.schema)
         for name in ("embeddings", "representation", "experts", "gates", "towers"):
             setattr(copy, name, getattr(self, name))
-        copy.fusion = FixedFusion(self.fusion(tf.zeros([1])).numpy())
+        if self.fusion is not None:
+            copy.fusion = FixedFusion(self.fusion(tf.zeros([1])).numpy())
         method.build(copy, self.schema)
         return copy
 
@@ -238,9 +312,21 @@ class M3oE(Method):
 
     def _fusion_variables(self) -> list[tf.Variable]:
         """Weights of modules that are left out have no gradient, so no group."""
+        if self.model.fusion is None:
+            return []
         raw, (_, domains, tasks) = self.model.fusion.raw, self.model.counts
         kinds = ["domain"] * bool(domains) + ["task"] * bool(tasks)
         return [v for name, v in raw.items() if name.split("_")[1] in kinds]
+
+    def streams(self) -> dict[str, Stream]:
+        """Returns `main`; and what it leaves to the fusion steps, as `held_out`."""
+        share = self.config.fusion_holdout
+        if not share:
+            return super().streams()
+        return {
+            MAIN: Stream(hash_range=(share, 1.0)),
+            HELD_OUT: Stream(hash_range=(0.0, share), event_only=True),
+        }
 
     def train_step(self, batches: Batches) -> Metrics:
         """Updates everything, or (alternate, fixed) everything but the fusion."""
@@ -257,16 +343,26 @@ class M3oE(Method):
         """Returns the fusion step of `alternate`."""
         if self.config.fusion_update != "alternate" or FUSION not in self.optimizers:
             return []
-        run = tf.function(self.fusion_step, autograph=False)
-        return [
-            PeriodicEvent(
-                "fusion_step", self.config.fusion_every, run, takes_batch=True
-            )
-        ]
+        step = tf.function(self.fusion_step, autograph=False)
+        name, every = "fusion_step", self.config.fusion_every
+        if not self.config.fusion_holdout:
+            return [PeriodicEvent(name, every, step, takes_batch=True)]
+
+        def run(draw: Callable[[str], Batch | None]) -> Metrics:
+            batch = draw(HELD_OUT)
+            if batch is None:
+                raise ValueError(
+                    "M3oEConfig.fusion_holdout must leave a row to fusion steps; got "
+                    f"{self.config.fusion_holdout}, which leaves none of the training "
+                    "rows. Raise it."
+                )
+            return step({MAIN: batch})
+
+        return [PeriodicEvent(name, every, run, draws=True)]
 
     def scalars(self) -> Mapping[str, float]:
         """Returns the fusion weights."""
-        return self.model.fusion.values()
+        return {} if self.model.fusion is None else self.model.fusion.values()
 
     def export_model(self) -> M3oEModel:
         """Returns the model with the fusion weights of now as constants."""

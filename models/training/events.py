@@ -1,31 +1,38 @@
 """Periodic events of a method: exactly on their steps, once each, resumable."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from models.method import Method
+from models.method import Method, PeriodicEvent
 from models.training.checkpoint import RunState
 from models.training.streams import TrainStreams
 
 
 class Events:
-    """Runs a method's events between calls."""
+    """Runs a method's events between calls; `to_steps` gives a duration in steps."""
 
     def __init__(
-        self, method: Method, strategy: tf.distribute.Strategy, state: RunState
+        self,
+        method: Method,
+        strategy: tf.distribute.Strategy,
+        state: RunState,
+        to_steps: Callable[[int | str], int],
     ):
         self._strategy = strategy
         self._state = state
-        self._events = method.periodic_events()
+        self._events: list[tuple[int, PeriodicEvent]] = []
         replicas = strategy.num_replicas_in_sync
-        for event in self._events:
-            if event.every_steps < 1:
+        for event in method.periodic_events():
+            try:
+                every = to_steps(event.every_steps)
+            except ValueError as error:
                 raise ValueError(
-                    f"PeriodicEvent.every_steps must be at least 1; got "
-                    f"{event.every_steps} (event {event.name!r})."
-                )
+                    f"PeriodicEvent.every_steps {error}; got {event.every_steps!r} "
+                    f"(event {event.name!r})."
+                ) from None
+            self._events.append((every, event))
             if event.draws and replicas > 1:
                 raise ValueError(
                     f"RunConfig.strategy must be one_device for {method.name}: its "
@@ -34,7 +41,7 @@ class Events:
 
     def steps_to_next(self) -> float:
         """Returns the number of steps to the next event; inf without events."""
-        left = (e.every_steps - self._state.step % e.every_steps for e in self._events)
+        left = (every - self._state.step % every for every, _ in self._events)
         return min(left, default=float("inf"))
 
     def run_due(self, streams: TrainStreams) -> dict[str, float]:
@@ -44,9 +51,9 @@ class Events:
         """
         step = self._state.step
         given: dict[str, float] = {}
-        for event in self._events:
+        for every, event in self._events:
             done = self._state.events_done.get(event.name, 0)
-            if step == 0 or step % event.every_steps or done == step:
+            if step == 0 or step % every or done == step:
                 continue
             if event.draws:
                 values = event.run(streams.draw_one)

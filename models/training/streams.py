@@ -15,6 +15,7 @@ from models.training.checkpoint import RunState
 from models.training.config import RunConfig
 from tfrecords_tools import read
 from tfrecords_tools.batch import Batch
+from tfrecords_tools.selection import ALL_HASHES
 from tfrecords_tools.vectors import RowVectors
 
 EXTRA = "extra rows of "  # + folder: a stream that the run adds, not the method
@@ -55,24 +56,18 @@ def plan_streams(
     # Those that last as long as an epoch come last: they need its steps.
     asked = _asked_streams(method, config)
     for name, stream in sorted(asked.items(), key=lambda s: s[1].per_epoch):
-        source = (
-            Dataset.open(dataset.data_dir / stream.path) if stream.path else dataset
-        )
-        if source.info.fingerprint != dataset.info.fingerprint:
-            raise ValueError(
-                f"stream {name!r} must have the fingerprint {dataset.info.fingerprint} "
-                f"of {dataset.data_dir}; got {source.info.fingerprint} "
-                f"({source.data_dir}). Make it again from this data set."
-            )
+        source = _source(name, stream, dataset)
         domains = tuple(stream.domains) or method.schema.domains
-        rows = _count_rows(source, stream.split, domains, config.train_days)
+        rows = _count_rows(source, stream, domains, config.train_days)
         if rows == 0 and stream.event_only:
             continue  # the event is told so when it draws
         if rows == 0:
+            is_part = stream.hash_range != ALL_HASHES
             raise ValueError(
                 f"stream {name!r} must have rows; {source.data_dir} has none in split "
                 f"{stream.split!r} for {', '.join(domains)}"
-                + (f" on days {config.train_days}." if config.train_days else ".")
+                + (f" on days {config.train_days}" if config.train_days else "")
+                + (f" in hash_range {stream.hash_range}." if is_part else ".")
             )
         batch_size = (
             _rows_to_last(rows, main_plan(plans).steps_per_epoch)
@@ -89,6 +84,20 @@ def plan_streams(
             _open_vectors(name, stream, source, config) if stream.vectors else None,
         )
     return plans
+
+
+def _source(name: str, stream: Stream, dataset: Dataset) -> Dataset:
+    """Returns the data set that a stream reads."""
+    if not stream.path:
+        return dataset
+    source = Dataset.open(dataset.data_dir / stream.path)
+    if source.info.fingerprint != dataset.info.fingerprint:
+        raise ValueError(
+            f"stream {name!r} must have the fingerprint {dataset.info.fingerprint} "
+            f"of {dataset.data_dir}; got {source.info.fingerprint} "
+            f"({source.data_dir}). Make it again from this data set."
+        )
+    return source
 
 
 def _rows_by_share(name: str, stream: Stream, config: RunConfig) -> int:
@@ -131,6 +140,7 @@ def _open_vectors(
         split=stream.split,
         domains=stream.domains,
         days=config.train_days,
+        hash_range=stream.hash_range,
         batch_size=256,
         keys=("row_id",),
         cache=False,
@@ -170,14 +180,17 @@ def _asked_streams(method: Method, config: RunConfig) -> dict[str, Stream]:
 
 def _count_rows(
     dataset: Dataset,
-    split: str,
+    stream: Stream,
     domains: Sequence[str],
     days: tuple[int, int] | None,
 ) -> int:
+    split, part = stream.split, stream.hash_range
     rows = sum(dataset.info.num_rows(split, name) for name in domains)
-    if days is None or rows == 0:
+    if rows == 0 or (days is None and part == ALL_HASHES):
         return rows
-    return read.count_rows(dataset, split=split, domains=domains, days=days)
+    return read.count_rows(
+        dataset, split=split, domains=domains, days=days, hash_range=part
+    )
 
 
 def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
@@ -277,6 +290,7 @@ class TrainStreams:
             tasks=self._config.tasks,
             batch_size=plan.batch_size,
             days=self._config.train_days,
+            hash_range=plan.stream.hash_range,
             # Two streams over the same rows must not be in step with each other.
             shuffle_seed=self._config.seed + 1000003 * self._order.index(name),
             epoch=epoch,

@@ -126,7 +126,9 @@ class Trainer:
         self._streams = streams.TrainStreams(
             self.plans, self.method, config, self._strategy, self.state
         )
-        self._events = events.Events(self.method, self._strategy, self.state)
+        self._events = events.Events(
+            self.method, self._strategy, self.state, self._steps
+        )
         self.loop = Loop(self.method, self._strategy, jit_compile=config.jit_compile)
         self._scorer = evaluate.Scorer(self.method)
         self.checkpoints = Checkpoints(

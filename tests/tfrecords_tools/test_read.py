@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from features import hashing
 from features.schema import encoded_columns
 from tests.helpers import tiny_dataset
 from tests.tfrecords_tools.conftest import ROWS
@@ -54,6 +55,48 @@ def test_every_row_comes_exactly_once(dataset, cache, seed):
     ids = _ids(dataset, cache=cache, shuffle_seed=seed)
     assert sorted(ids) == list(range(TRAIN_ROWS))
     assert (ids == list(range(TRAIN_ROWS))) == (seed is None)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_hash_ranges_that_do_not_meet_share_the_rows_out(blocks, cache):
+    ranges = [(0.0, 0.2), (0.2, 0.5), (0.5, 1.0)]
+    parts = [
+        _ids(blocks, hash_range=part, shuffle_seed=3, cache=cache) for part in ranges
+    ]
+    assert sorted(sum(parts, [])) == list(range(TRAIN_ROWS))
+    for (low, high), ids in zip(ranges, parts, strict=True):
+        # Five standard deviations of a binomial count.
+        share = high - low
+        room = 5 * (TRAIN_ROWS * share * (1 - share)) ** 0.5
+        assert abs(len(ids) - TRAIN_ROWS * share) < room
+        assert ids != sorted(ids)
+        count = read.count_rows(blocks, split="train", hash_range=(low, high))
+        assert count == len(ids)
+    ids_of_d1 = _ids(blocks, hash_range=ranges[0], domains=["d1"], cache=cache)
+    domain = _column(_truth(), "domain")
+    assert sorted(ids_of_d1) == sorted(i for i in parts[0] if domain[i] == 1)
+
+
+def test_row_hash_equals_the_one_of_arrays():
+    ids = np.random.default_rng(0).integers(0, 2**62, 1000)
+    salted = ids.astype(np.uint64) + np.uint64(read._HASH_SALT)
+    mixed = hashing.mix64(salted - hashing._GOLDEN)  # which mix64 adds first
+    expected = (mixed >> np.uint64(11)) * 2.0**-53
+    np.testing.assert_array_equal(read.row_hash(tf.constant(ids)), expected)
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.5)])
+def test_hash_range_outside_0_to_1_is_refused(blocks, part):
+    with pytest.raises(ValueError, match="hash_range must be"):
+        _ids(blocks, hash_range=part)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_hash_range_without_rows_is_refused(blocks, cache):
+    nothing = (0.5, 0.5 + 1e-9)
+    assert read.count_rows(blocks, split="train", hash_range=nothing) == 0
+    with pytest.raises(ValueError, match="hash_range"):
+        _ids(blocks, hash_range=nothing, cache=cache)
 
 
 @pytest.mark.parametrize("cache", [True, False])

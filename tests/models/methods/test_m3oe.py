@@ -6,10 +6,12 @@ import numpy as np  # isort: skip
 import pytest  # isort: skip
 import tensorflow as tf  # isort: skip
 
+from features.config import ConfigError  # isort: skip
 from models.layers.domain_rows import DomainRows  # isort: skip
 from models.layers.fusion import Fusion  # isort: skip
 from models.method import MAIN  # isort: skip
 from models.methods.m3oe import DomainRepresentation  # isort: skip
+from tests.models.layers import twins  # isort: skip
 from tests.models.methods import data  # isort: skip
 
 SURE = 40.0  # sigmoid(40) is 1 and sigmoid(-200) is 0 in float32
@@ -78,6 +80,74 @@ def test_fused_equals_naive_double_loop():
     np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-5)
     logits = method.model.towers(fused, rows).numpy()
     np.testing.assert_allclose(data.logits(method, batch), logits, atol=1e-5)
+
+
+RAW = {"beta_domain": 0.8, "beta_task": 2.0}
+
+
+def hidden_of_concat(d, t, gates, outputs, beta_d, beta_t):
+    """[S ; Dom ; Tsk] of one row for one head, in float64."""
+    shared = sum(g * f for g, f in zip(gates, outputs[:2], strict=True))
+    others = [outputs[2 + j] for j in range(3) if j != d]
+    dom = beta_d * outputs[2 + d] + (1 - beta_d) / 2 * sum(others)
+    tsk = beta_t * outputs[5 + t] + (1 - beta_t) * outputs[5 + (1 - t)]
+    return np.concatenate([shared, dom, tsk])
+
+
+def hidden_of_gated(d, t, gates, outputs, beta_d, beta_t):
+    """One mean of all seven experts under the head's own gate, in float64."""
+    del d, t, beta_d, beta_t
+    return sum(g * f for g, f in zip(gates, outputs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("form", "hidden", "weights"),
+    [
+        ("concat", hidden_of_concat, list(RAW)),
+        ("gated", hidden_of_gated, []),
+    ],
+)
+def test_ablated_fusions_equal_their_formula_in_float64(form, hidden, weights):
+    method = m3oe(fusion_ablation=form)
+    model, rng = method.model, np.random.default_rng(0)
+    for layer in (model.gates, model.experts, model.towers):
+        for variable in layer.trainable_variables:
+            variable.assign(rng.normal(size=variable.shape))
+    for name in weights:
+        model.fusion.raw[name].assign([RAW[name]])
+    batch = data.make_batch(method.schema, 9)
+    h, _, _, _ = parts(method, batch)
+    logits = data.logits(method, batch)
+    for b, d in enumerate(batch.domain.numpy()):
+        names = ("kernels", "biases", "gammas", "betas")
+        blocks = [getattr(model.experts, n)[0].numpy() for n in names]
+        outputs = [twins.block(h[b], *(v[k] for v in blocks)) for k in range(7)]
+        kernel, bias = twins.array(model.gates.kernel), twins.array(model.gates.bias)
+        for t in range(2):
+            gate = np.split(bias[d], 2)[t] + h[b].astype("f8") @ kernel[d, t]
+            gate = twins.softmax(gate)
+            x = hidden(d, t, gate, outputs, *map(sigmoid, RAW.values()))
+            data.check_tower(model.towers, x, d, t, logits[b, t])
+    assert [k.removeprefix("fusion/") for k in method.scalars()] == weights
+    moved = changed(method, lambda: method.train_step({MAIN: batch}))
+    assert moved["fusion"] == [True] * len(weights)
+    assert all(moved["rest"])
+
+
+@pytest.mark.parametrize("form", ["concat", "gated"])
+def test_ablated_fusions_are_exported(form, tmp_path):
+    method = m3oe(fusion_ablation=form, use_task_experts=False)
+    batch = data.make_batch(method.schema, 20)
+    method.train_step({MAIN: batch})
+    model = method.export_model()
+    allowed = list(model.variables)
+    assert not [v for v in allowed if "fusion" in v.name]
+    data.check_export(method, model, allowed, batch, tmp_path)
+
+
+def test_gated_fusion_has_no_weights_to_alternate():
+    with pytest.raises(ConfigError, match="fusion_update must be joint"):
+        m3oe(fusion_ablation="gated", fusion_update="fixed")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +262,8 @@ def test_missing_domain_leaves_its_tower_untouched():
 def changed(method, run):
     before = [v.numpy() for v in method.model.trainable_variables]
     run()
-    fusion = {v.ref() for v in method.model.fusion.trainable_variables}
+    layer = method.model.fusion
+    fusion = set() if layer is None else {v.ref() for v in layer.trainable_variables}
     moved = {"fusion": [], "rest": []}
     for old, variable in zip(before, method.model.trainable_variables, strict=True):
         key = "fusion" if variable.ref() in fusion else "rest"

@@ -277,15 +277,32 @@ def test_looking_twice_equals_separate_and_joined_passes():  # 12
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_absent_domain_keeps_its_expert_to_the_bit(norm):  # 13
-    method = ssctl(norm=norm, optimizer=data.FAST)
-    specific = method.model.network.specific.trainable_variables
-    before = [v.numpy() for v in specific]
+    # Plain SGD moves a weight by its gradient alone, and the domain was there before.
+    method = ssctl(norm=norm)
+    method.train_step({MAIN: data.make_batch(method.schema, 12, domain=[0, 1, 2] * 4)})
+    specific = method.model.network.specific
+    before = [v.numpy() for v in specific.variables]
     batch = data.make_batch(method.schema, 12, domain=[1] * 12)
+    for gradient in part_gradients(method, batch, "loss", specific.trainable_variables):
+        assert not np.any(gradient[[0, 2]])
     assert np.isfinite(method.train_step({MAIN: batch})["loss"])
-    for old, variable in zip(before, specific, strict=True):
+    for old, variable in zip(before, specific.variables, strict=True):
         np.testing.assert_array_equal(variable[0], old[0])
         np.testing.assert_array_equal(variable[2], old[2])
         assert not np.array_equal(variable[1], old[1])
+
+
+def test_momentum_goes_on_moving_the_expert_of_an_absent_domain():  # 13
+    method = ssctl(optimizer=data.FAST)  # one dense Adam for the experts of all domains
+    kernel = method.model.network.specific.trainable_variables[0]
+    absent = {MAIN: data.make_batch(method.schema, 12, domain=[1] * 12)}
+    start = kernel.numpy()
+    method.train_step(absent)
+    np.testing.assert_array_equal(kernel[2], start[2])  # it has no momentum yet
+    method.train_step({MAIN: data.make_batch(method.schema, 12, domain=[2] * 12)})
+    before = kernel.numpy()
+    method.train_step(absent)
+    assert not np.array_equal(kernel[2], before[2])
 
 
 def test_export_holds_classifier_and_dn_and_no_moving_mean(tmp_path):  # 14
