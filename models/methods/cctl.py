@@ -57,6 +57,7 @@ class CCTLConfig(MethodConfig):
     ren_id: representation.Penalty = "relu"
     ren_ids: tuple[str, ...] = ()
     ren_sequences: dict[str, str] = {}
+    ren_sequence_stop: representation.Side = "none"
     serve: Literal["pure", "synced"] = "synced"
     audit_feature: str = ""
 
@@ -166,7 +167,11 @@ class CCTL(Method):
         )
         if model.source is not None and config.ren_weight and any(names):
             state["ren"] = self.ren = representation.RepresentationEnhancement(
-                names[0], model.source, sequences=names[1], kind=config.ren_id
+                names[0],
+                model.source,
+                sequences=names[1],
+                kind=config.ren_id,
+                stop=config.ren_sequence_stop,
             )
         self.companion = CompanionLoss(model, config.mode, self.ren)
         state["draws"] = self.companion.draws
@@ -215,6 +220,8 @@ class CCTL(Method):
             "loss_target": parts.target,
             "loss_source": parts.source,
             "loss_ren": parts.ren,
+            "loss_ren_ids": parts.ren_ids,
+            "loss_ren_sequences": parts.ren_sequences,
             "reward": parts.pure - parts.target,
             "source_weight": parts.mean_prob,
         }
