@@ -113,7 +113,7 @@ class CCTL(Method):
         if SELECTOR in self.optimizers:
             self.optimizers[SELECTOR].base_learning_rate *= config.alpha
         self._make_state()
-        self._serving = self.tower_model(self._served())
+        self._towers = {name: self.tower_model(name) for name in (MIXED, PURE)}
         self.sync()  # the towers start as twins
 
     def build_model(self) -> CompanionModel:
@@ -326,6 +326,10 @@ class CCTL(Method):
         method.build(found, self.schema)
         return found
 
+    def watched_models(self) -> Mapping[str, keras.Model]:
+        """Returns the tower that is not served."""
+        return {k: v for k, v in self._towers.items() if k != self._served()}
+
     def serving_model(self) -> keras.Model:
         """Returns what scores target rows: one tower and its embeddings."""
-        return self._serving
+        return self._towers[self._served()]
