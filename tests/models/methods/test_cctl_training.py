@@ -12,7 +12,7 @@ from features.schema import FeatureInfo  # isort: skip
 from models.method import MAIN  # isort: skip
 from models.methods.cctl import SOURCE  # isort: skip
 from models.metrics.auc import auc  # isort: skip
-from models.training import trainer  # isort: skip
+from models.training import evaluate, measure, restore, trainer  # isort: skip
 from models.training.history import read_history  # isort: skip
 from models.training.signals import Interrupted, StopRequest  # isort: skip
 from tests.helpers import tiny_dataset  # isort: skip
@@ -147,6 +147,18 @@ def test_run_from_files_measures_the_target_and_resumes_inside_a_window(
     assert [line["step"] for line in lines] == [4, 8]
     assert not any("/d0" in key for key in lines[0]["validation"])
     assert lines[0]["method"].keys() >= {"weight/d0", "weight/d2", "reward/std"}
+    # Inside a window the towers differ; the one that is not served decides nothing.
+    other = {k: v for k, v in lines[0]["method"].items() if k.startswith("pure/")}
+    assert other.keys() == {f"pure/{name}" for name in lines[0]["validation"]}
+    assert other != {f"pure/{k}": v for k, v in lines[0]["validation"].items()}
+    assert lines[0]["metric"] == lines[0]["validation"][config.metric]
+    loaded = restore.load_method(tmp_path / "whole")
+    assert whole.best_step == lines[-1]["step"]
+    scores = evaluate.Scorer(loaded.method, loaded.method.tower_model("pure")).score(
+        loaded.dataset, "validation"
+    )
+    expected = measure.metrics_of(scores).scalars()
+    assert expected == {k: lines[-1]["method"][f"pure/{k}"] for k in expected}
 
     requests = []
     enter, call = StopRequest.__enter__, trainer.Trainer._call
