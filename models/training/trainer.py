@@ -268,7 +268,7 @@ class Trainer:
 
     def _watched_metrics(self) -> dict[str, float | None]:
         """Returns the validation metrics of the method's other models."""
-        found = {}
+        found: dict[str, float | None] = {}
         for name, scorer in self._watched.items():
             scores = scorer.score(
                 self.dataset, "validation", batch_size=self.config.eval_batch_size
