@@ -121,6 +121,10 @@ class Sequence(Config):
     On disk int64 [max_length]: oldest first, the latest `max_length` kept, padded on
     the right with PAD_ID.  With `column` unset the sequence is the user's *history*:
     values of `of` in rows of the same user with a strictly smaller time.
+
+    Rows of every domain enter it, and it stands on rows of every domain; `per_domain`
+    keeps to the row's own domain, `domains` to those named, whatever the row's own: so
+    a row of one domain can hold the user's history in another beside its own.
     """
 
     kind: Literal["sequence"]
@@ -133,6 +137,7 @@ class Sequence(Config):
     separator: str = " "
     only_positive_of: str | None = None  # keep rows whose label of this task is 1
     per_domain: bool = False  # only rows of the same domain
+    domains: list[Name] = []  # only rows of these domains; none named = of all
 
 
 class DomainIndicator(Config):
@@ -415,16 +420,33 @@ class DatasetSpec(Config):
             for field in ("initial_column", "only_positive_of"):
                 if getattr(feature, field) is not None:
                     raise ValueError(f"{where}: {field} is for computed histories")
-            if feature.per_domain:
-                raise ValueError(f"{where}: per_domain is for computed histories")
+            for field in ("per_domain", "domains"):
+                if getattr(feature, field):
+                    raise ValueError(f"{where}: {field} is for computed histories")
         elif self.keys.time is None:
             raise ValueError(f"{where}: a computed history needs keys.time")
+        self._check_history_domains(feature, where)
         if feature.only_positive_of not in (None, *tasks):
             raise ValueError(
                 f"{where}.only_positive_of must be a task; "
                 f"got {feature.only_positive_of!r}."
                 + nearest(str(feature.only_positive_of), tasks)
             )
+
+    def _check_history_domains(self, feature: Sequence, where: str) -> None:
+        if feature.domains and feature.per_domain:
+            raise ValueError(
+                f"{where} must have per_domain or domains, not both; got domains "
+                f"{', '.join(feature.domains)}. Make a history of each."
+            )
+        _unique(f"{where}.domains", list(feature.domains))
+        if isinstance(self.domain, ValueMapDomain):  # others: once rows were counted
+            for name in feature.domains:
+                if name not in self.domain.domains:
+                    raise ValueError(
+                        f"{where}.domains must name domains; got {name!r}."
+                        + nearest(name, self.domain.domains)
+                    )
 
     def feature(self, name: str) -> Any:
         """Returns the feature of this name."""
@@ -470,6 +492,8 @@ class DatasetSpec(Config):
         values.pop("description")
         for feature in values["features"]:
             feature.pop("width", None)
+            if not feature.get("domains", True):  # not given = as before it existed
+                del feature["domains"]
         for name in ("train_from", "test_until"):  # not given = as before they existed
             if values["split"].get(name, 0) is None:
                 del values["split"][name]

@@ -216,6 +216,14 @@ class Method(tf.Module, abc.ABC):
         """Returns tables to look at after training, by what they show."""
         return {}
 
+    def watched_models(self) -> Mapping[str, keras.Model]:
+        """Returns other models to score at every evaluation, by name.
+
+        Their validation metrics are logged as `<name>/<metric>` and decide nothing.
+        Same call contract and variables as `serving_model`; a pass over the rows each.
+        """
+        return {}
+
     def serving_model(self) -> keras.Model:
         """Returns the model that serves; same call contract, training=False."""
         return self.model

@@ -5,18 +5,23 @@ time.  The history of a row is then a slice of that order: it ends where events 
 row's time begin, and starts at most `max_length` before.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features import hashing
 from features import spec as spec_lib
+from features.config import ConfigError, lookup_error
 from features.layout import canonical_name, computed_histories
 from features.schema import LABEL_PREFIX
 from features.spec import DatasetSpec
 
 
-def add_histories(spec: DatasetSpec, table: pa.Table) -> pa.Table:
+def add_histories(
+    spec: DatasetSpec, table: pa.Table, domains: Sequence[str] = ()
+) -> pa.Table:
     """Returns the rows with one list column per computed history.
 
     The lists hold dictionary-encoded texts, so that long histories stay small.
@@ -24,10 +29,14 @@ def add_histories(spec: DatasetSpec, table: pa.Table) -> pa.Table:
     Args:
       spec: The dataset spec.
       table: Canonical rows of whole users with `domain`; any order.
+      domains: Domain names in index order; read by histories of named domains.
 
     Returns:
       The same rows, ordered by user, time and row id, histories appended: oldest
       first, rows of an equal time left out.
+
+    Raises:
+      ConfigError: For a history of a domain that is not among them.
     """
     sequences = computed_histories(spec)
     if spec.keys.time is None:
@@ -37,9 +46,22 @@ def add_histories(spec: DatasetSpec, table: pa.Table) -> pa.Table:
     order = np.lexsort([row_id, times, users])
     table = table.take(pa.array(order))
     for feature in sequences:
-        column = _history(spec, feature, table, users[order], times[order])
+        chosen = _domain_indices(feature, domains)
+        column = _history(spec, feature, table, users[order], times[order], chosen)
         table = table.append_column(feature.name, column)
     return table
+
+
+def _domain_indices(
+    feature: spec_lib.Sequence, domains: Sequence[str]
+) -> list[int] | None:
+    """Returns the domains that a history keeps to, or None for all."""
+    for name in feature.domains:
+        if name not in domains:
+            raise ConfigError(
+                str(lookup_error(f"features.{feature.name}.domains", name, domains))
+            )
+    return [list(domains).index(name) for name in feature.domains] or None
 
 
 def _history(
@@ -48,6 +70,7 @@ def _history(
     table: pa.Table,
     users: np.ndarray,
     times: np.ndarray,
+    domains: list[int] | None,
 ) -> pa.ListArray:
     of = spec.feature(feature.of)
     name = canonical_name(spec, spec_lib.raw_column(of), "id")
@@ -58,6 +81,8 @@ def _history(
     keep = ~items.is_null().to_numpy(zero_copy_only=False)
     if feature.only_positive_of is not None:
         keep &= _integers(table, LABEL_PREFIX + feature.only_positive_of) == 1
+    if domains is not None:
+        keep &= np.isin(_integers(table, "domain"), domains)
     group = np.unique(users, return_inverse=True)[1].astype(np.int64)
     if feature.per_domain:
         domain = _integers(table, "domain").astype(np.int64)

@@ -20,7 +20,8 @@ class Parts(NamedTuple):
       pure: Loss of the pure tower on target rows.
       target: Loss of the mixed tower on the same rows.
       source: Weighted loss of the mixed tower on source rows.
-      ren: Loss of the representation enhancement.
+      ren_ids: Loss of the representation enhancement, of ids.
+      ren_sequences: The same of sequences.
       score: Its gradient is the mean score of the selector.
       probs: p of source rows, float32 [B_s]; ones without a selector.
       mask: float32 [B_s], 1 for source rows that count.
@@ -30,11 +31,17 @@ class Parts(NamedTuple):
     pure: tf.Tensor
     target: tf.Tensor
     source: tf.Tensor
-    ren: tf.Tensor
+    ren_ids: tf.Tensor
+    ren_sequences: tf.Tensor
     score: tf.Tensor
     probs: tf.Tensor
     mask: tf.Tensor
     mean_prob: tf.Tensor
+
+    @property
+    def ren(self) -> tf.Tensor:
+        """Loss of the representation enhancement."""
+        return self.ren_ids + self.ren_sequences
 
 
 class CompanionLoss(tf.Module):
@@ -84,7 +91,8 @@ class CompanionLoss(tf.Module):
             pure=self._target(model.pure, pure_x, main),
             target=self._target(model.mixed, mixed_x, main),
             source=zero,
-            ren=zero,
+            ren_ids=zero,
+            ren_sequences=zero,
             score=zero,
             probs=none,
             mask=none,
@@ -93,8 +101,10 @@ class CompanionLoss(tf.Module):
         if source is None:
             return parts
         if self._ren is not None:
-            ren = self._ren.share(main.features, fields, model.source, row_mask(main))
-            parts = parts._replace(ren=ren)
+            ids, sequences = self._ren.share(
+                main.features, fields, model.source, row_mask(main)
+            )
+            parts = parts._replace(ren_ids=ids, ren_sequences=sequences)
         ratio = tf.shape(source.weight)[0] / tf.shape(main.weight)[0]
         return self._with_source(parts, source, tf.cast(ratio, tf.float32))
 

@@ -13,6 +13,7 @@ from models.state import state_variable
 
 MIN_NORM = 1e-6  # a shorter vector has no direction: no pair
 Penalty = Literal["relu", "square", "literal"]
+Side = Literal["none", "source", "target", "both"]
 
 
 def cosine(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -72,6 +73,9 @@ class RepresentationEnhancement(tf.Module):
       tables: Those of the source, for the sizes.
       sequences: Name of the target's history, then the name of each source's, or ().
       kind: The penalty.
+      stop: Whose items the sequence term leaves as they are: it would pull together
+        what the id term keeps apart, where that is over items.  `both`: the term is
+        measured only.
 
     Attributes:
       seen: float32 [S * ids of the table] by field: 1 where a source row had the id.
@@ -84,9 +88,10 @@ class RepresentationEnhancement(tf.Module):
         *,
         sequences: Sequence[str] = (),
         kind: Penalty = "relu",
+        stop: Side = "none",
     ):
         super().__init__()
-        self._sequences, self._kind = tuple(sequences), kind
+        self._sequences, self._kind, self._stop = tuple(sequences), kind, stop
         fields = [f for f in tables.features if f.name in ids]
         self._sizes = {f.name: f.num_ids for f in fields}
         self._tables = {f.name: f.table for f in fields}
@@ -109,8 +114,8 @@ class RepresentationEnhancement(tf.Module):
         fields: Mapping[str, tf.Tensor],
         tables: TokenEmbeddings,
         mask: tf.Tensor,
-    ) -> tf.Tensor:
-        """Returns this replica's share of the loss, float32.
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns this replica's shares of the loss: of ids and of sequences, float32.
 
         Args:
           features: Of target rows.
@@ -128,9 +133,17 @@ class RepresentationEnhancement(tf.Module):
                 ids = features[name]
                 placed = tables.place(name, ids, tf.fill(tf.shape(ids)[:1], source))
                 rows = tables.fields.lookup(name, placed)
-                value, pair = cosine(fields[own], pooled(rows, ids != PAD_ID))
+                histories = self._held(fields[own], pooled(rows, ids != PAD_ID))
+                value, pair = cosine(*histories)
                 together.append((value, pair * mask))
-        return _mean(apart) - _mean(together)
+        return _mean(apart), -_mean(together)
+
+    def _held(self, target: tf.Tensor, source: tf.Tensor) -> list[tf.Tensor]:
+        """The pooled histories, constant where `stop` says so."""
+        return [
+            tf.stop_gradient(x) if self._stop in ("both", side) else x
+            for side, x in (("target", target), ("source", source))
+        ]
 
     def _id_pairs(
         self, name: str, ids: tf.Tensor, own: tf.Tensor, tables: TokenEmbeddings

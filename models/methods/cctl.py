@@ -57,6 +57,7 @@ class CCTLConfig(MethodConfig):
     ren_id: representation.Penalty = "relu"
     ren_ids: tuple[str, ...] = ()
     ren_sequences: dict[str, str] = {}
+    ren_sequence_stop: representation.Side = "none"
     serve: Literal["pure", "synced"] = "synced"
     audit_feature: str = ""
 
@@ -112,7 +113,7 @@ class CCTL(Method):
         if SELECTOR in self.optimizers:
             self.optimizers[SELECTOR].base_learning_rate *= config.alpha
         self._make_state()
-        self._serving = self.tower_model(self._served())
+        self._towers = {name: self.tower_model(name) for name in (MIXED, PURE)}
         self.sync()  # the towers start as twins
 
     def build_model(self) -> CompanionModel:
@@ -166,7 +167,11 @@ class CCTL(Method):
         )
         if model.source is not None and config.ren_weight and any(names):
             state["ren"] = self.ren = representation.RepresentationEnhancement(
-                names[0], model.source, sequences=names[1], kind=config.ren_id
+                names[0],
+                model.source,
+                sequences=names[1],
+                kind=config.ren_id,
+                stop=config.ren_sequence_stop,
             )
         self.companion = CompanionLoss(model, config.mode, self.ren)
         state["draws"] = self.companion.draws
@@ -215,6 +220,8 @@ class CCTL(Method):
             "loss_target": parts.target,
             "loss_source": parts.source,
             "loss_ren": parts.ren,
+            "loss_ren_ids": parts.ren_ids,
+            "loss_ren_sequences": parts.ren_sequences,
             "reward": parts.pure - parts.target,
             "source_weight": parts.mean_prob,
         }
@@ -319,6 +326,10 @@ class CCTL(Method):
         method.build(found, self.schema)
         return found
 
+    def watched_models(self) -> Mapping[str, keras.Model]:
+        """Returns the tower that is not served."""
+        return {k: v for k, v in self._towers.items() if k != self._served()}
+
     def serving_model(self) -> keras.Model:
         """Returns what scores target rows: one tower and its embeddings."""
-        return self._serving
+        return self._towers[self._served()]

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 
 from features.config import lookup_error
 from features.dataset import Dataset
@@ -112,12 +113,16 @@ class Scorer:
     """Scores splits with what the method serves; traced once for each batch size.
 
     Under a mirrored strategy it computes on the first device only.
+
+    Args:
+      method: Says what is scored, and in which domains.
+      model: Another model of the method's to score with (`Method.watched_models`).
     """
 
-    def __init__(self, method: Method):
+    def __init__(self, method: Method, model: keras.Model | None = None):
         self._schema = method.schema
         self._domains = method.serving_domains()
-        self._model = method.serving_model()
+        self._model = method.serving_model() if model is None else model
         self._forward = tf.function(self._logits, autograph=False)
 
     def score(

@@ -131,6 +131,10 @@ class Trainer:
         )
         self.loop = Loop(self.method, self._strategy, jit_compile=config.jit_compile)
         self._scorer = evaluate.Scorer(self.method)
+        self._watched = {
+            name: evaluate.Scorer(self.method, model)
+            for name, model in self.method.watched_models().items()
+        }
         self.checkpoints = Checkpoints(
             workdir, self.method, self.state, keep=config.keep_checkpoints
         )
@@ -244,7 +248,7 @@ class Trainer:
         if gained:
             state.best_metric, state.best_step = value, state.step
             self.checkpoints.save_best()
-        own = self.method.scalars()
+        own = {**self.method.scalars(), **self._watched_metrics()}
         self._summaries.write("eval", {**values, **own}, state.step)
         for name, kept in self.method.audit_tables().items():
             self._summaries.write_histogram(name, kept.sample(), state.step)
@@ -265,6 +269,17 @@ class Trainer:
         if value is None:
             _log.warning("%s is undefined on the validation rows", metric)
         progress.evaluated(state.step, metric, value, " (best)" if gained else "")
+
+    def _watched_metrics(self) -> dict[str, float | None]:
+        """Returns the validation metrics of the method's other models."""
+        found: dict[str, float | None] = {}
+        for name, scorer in self._watched.items():
+            scores = scorer.score(
+                self.dataset, "validation", batch_size=self.config.eval_batch_size
+            )
+            values = measure.metrics_of(scores).scalars()
+            found |= {f"{name}/{metric}": value for metric, value in values.items()}
+        return found
 
     def _interrupt(self, signal_number: int) -> Interrupted:
         self.checkpoints.save()

@@ -23,6 +23,7 @@ from pydantic import Field
 from features import canonical, hashing, layout
 from features.config import Config, nearest
 from features.dataset import Dataset
+from features.domains import FittedDomains
 from features.schema import encoded_columns
 from features.spec import SPLITS, DatasetSpec
 from pipeline import launch
@@ -198,9 +199,14 @@ def _raw_rows(
     rows, rejected = raw[scoring_rows.ROWS], raw[scoring_rows.REJECTED]
     if layout.computed_histories(spec) and not ready:
         plain = spec.model_copy(update={"drop_duplicates": False})
-        rows = (rows | "Group users" >> group.GroupUsers(plain, options.user_buckets))[
-            group.ROWS
-        ]
+        known = FittedDomains(
+            fitted.domains, fitted.domain_values, fitted.domain_default
+        )
+        rows = (
+            rows
+            | "Group users"
+            >> group.GroupUsers(plain, options.user_buckets, domains=known)
+        )[group.ROWS]
     rows = rows | "Take model inputs" >> beam.Map(
         scoring_rows.from_canonical, spec, inputs, keys, fitted.domains
     ).with_output_types(pa.RecordBatch)

@@ -46,7 +46,9 @@ def build(
     placed = raw[read.ROWS] | "Place in domains" >> assign
     rows, duplicates = placed[place.ROWS], None
     if group.is_needed(spec):
-        grouped = rows | "Group users" >> group.GroupUsers(spec, options.user_buckets)
+        grouped = rows | "Group users" >> group.GroupUsers(
+            spec, options.user_buckets, domains=assign.domains
+        )
         rows, duplicates = grouped[group.ROWS], grouped[group.DUPLICATES]
     split = rows | "Place in splits" >> place.AssignSplits(spec)
     rejected = (

@@ -10,6 +10,7 @@ import pyarrow as pa
 from features import canonical, hashing
 from features import spec as spec_lib
 from features.derive import histories
+from features.domains import FittedDomains
 from features.spec import DatasetSpec
 from pipeline import progress
 from pipeline.transforms import record_batches
@@ -34,11 +35,16 @@ class GroupUsers(beam.PTransform):
 
     A bucket holds all rows of its users, ordered by user, time and row id, so the
     result does not depend on how rows were batched before.
+
+    Args:
+      spec: The dataset spec.
+      num_buckets: Buckets of users.
+      domains: `FittedDomains`, or a side input of it.
     """
 
-    def __init__(self, spec: DatasetSpec, num_buckets: int) -> None:
+    def __init__(self, spec: DatasetSpec, num_buckets: int, *, domains: Any) -> None:
         super().__init__()
-        self.spec, self.num_buckets = spec, num_buckets
+        self.spec, self.num_buckets, self.domains = spec, num_buckets, domains
 
     def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> Any:
         """Adds the steps."""
@@ -47,7 +53,9 @@ class GroupUsers(beam.PTransform):
             | "Key by user bucket" >> beam.ParDo(_KeyByUser(self.num_buckets))
             | "Group by user bucket" >> beam.GroupByKey()
             | "Add histories"
-            >> beam.ParDo(_AddHistories(self.spec)).with_outputs(DUPLICATES, main=ROWS)
+            >> beam.ParDo(_AddHistories(self.spec), self.domains).with_outputs(
+                DUPLICATES, main=ROWS
+            )
         )
 
 
@@ -68,14 +76,18 @@ class _AddHistories(beam.DoFn):
     def __init__(self, spec: DatasetSpec) -> None:
         self._spec = spec
 
-    def process(self, keyed: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
+    def process(
+        self, keyed: tuple[int, Iterable[pa.RecordBatch]], domains: FittedDomains
+    ) -> Iterator[Any]:
         batch = record_batches.concat(keyed[1])
         rows = batch.num_rows
         batch = record_batches.take(batch, user_order(self._spec, batch))
         if self._spec.drop_duplicates:
             batch = drop_duplicates(batch)
             yield beam.pvalue.TaggedOutput(DUPLICATES, rows - batch.num_rows)
-        table = histories.add_histories(self._spec, pa.Table.from_batches([batch]))
+        table = histories.add_histories(
+            self._spec, pa.Table.from_batches([batch]), domains.names
+        )
         progress.report("group", rows)
         yield record_batches.one_batch(table)
 

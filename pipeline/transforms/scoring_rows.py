@@ -54,7 +54,8 @@ def scoring_spec(
         update["keys"] = spec.keys.model_copy(update={"day": None})
     features = list(spec.features)
     if ready_histories:
-        plain = {"initial_column": None, "only_positive_of": None, "per_domain": False}
+        plain: dict[str, Any] = {"initial_column": None, "only_positive_of": None}
+        plain |= {"per_domain": False, "domains": []}
         features = [
             f.model_copy(update={"column": f.name, **plain})
             if isinstance(f, spec_lib.Sequence) and f.column is None

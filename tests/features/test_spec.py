@@ -1,9 +1,11 @@
 import copy
+import hashlib
+import json
 
 import pytest
 
 from features.config import ConfigError
-from features.spec import DatasetSpec
+from features.spec import FORMAT_VERSION, DatasetSpec
 from tests.helpers.feature_rows import make_spec, spec_values
 
 
@@ -43,6 +45,7 @@ def test_fingerprint_ignores_what_changes_no_bytes(path, value):
         (("features", "price", "transform"), "log"),
         (("features", "level", "num_buckets"), 3),
         (("features", "history", "per_domain"), True),
+        (("features", "history", "domains"), ["x"]),
         (("tasks", "like", "value"), 3),
         (("tasks", "like", "missing"), "reject"),
         (("split",), {"by": "random", "seed": 1}),
@@ -121,8 +124,38 @@ def test_spec_that_cannot_work_is_an_error_with_its_cure(path, value, message):
         DatasetSpec.parse(changed(path, value))
 
 
+def test_spec_without_domains_of_histories_keeps_the_fingerprint_it_had():
+    """Data sets prepared before the field existed open as before."""
+    values = make_spec().model_dump(mode="json")
+    for feature in values["features"]:
+        feature.pop("domains", None)
+        feature.pop("width", None)
+    values.pop("description")
+    for name in ("train_from", "test_until"):
+        values["split"].pop(name, None)
+    text = json.dumps(values | {"format_version": FORMAT_VERSION}, sort_keys=True)
+    expected = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert make_spec().fingerprint() == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"domains": ["yuong"]}, "must name domains; got 'yuong'.*'young'"),
+        ({"domains": ["young", "young"]}, "names must differ.*young"),
+        ({"domains": ["young"], "per_domain": True}, "per_domain or domains, not both"),
+    ],
+)
+def test_history_of_domains_that_cannot_be_is_an_error(option, message):
+    features = spec_values()["features"]
+    next(f for f in features if f.get("name") == "history").update(option)
+    with pytest.raises(ConfigError, match=message):
+        make_spec(features=features, domain=value_map(young=[1], old=[2]))
+
+
 def test_ready_sequences_take_no_options_of_computed_ones():
-    for option in ({"initial_column": "x"}, {"per_domain": True}):
+    options = ({"initial_column": "x"}, {"per_domain": True}, {"domains": ["x"]})
+    for option in options:
         features = [
             {"kind": "categorical", "name": "item", "role": "item"},
             {

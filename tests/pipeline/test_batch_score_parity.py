@@ -28,9 +28,14 @@ def folder(tmp_path_factory):
 def run(folder):
     config = SyntheticConfig(rows=2500, num_users=60, num_items=80, dirty_rate=0)
     synthetic.generate(folder / "raw", config)
+    spec = dataset_spec("synthetic")
+    (first, *_) = spec.domain.values
+    (history, *_) = (f for f in spec.features if f.kind == "sequence")
+    joined = history.model_copy(update={"name": "in_first", "domains": [first]})
+    spec = spec.model_copy(update={"features": [*spec.features, joined]})
     dataset = preprocess.run(
         PreprocessOptions(
-            spec=dataset_spec("synthetic"),
+            spec=spec,
             raw_dir=str(folder / "raw"),
             data_dir=str(folder / "data"),
             statistics=False,

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from features import canonical
+from features.config import ConfigError
 from features.derive.histories import add_histories
 from tests.helpers.feature_rows import make_spec, raw_batch, spec_values
 
@@ -74,6 +75,47 @@ def test_per_domain_histories_keep_to_their_domain():
     assert found == {"a": [], "b": [], "c": ["a"], "d": ["b"]}
 
 
+def test_history_of_named_domains_stands_on_rows_of_every_domain():
+    spec = history_spec(
+        {"name": "there", "max_length": 2, "domains": ["shop"]},
+        {"name": "both", "max_length": 3, "domains": ["tab", "shop"]},
+    )
+    table = table_of(
+        spec,
+        domain=[1, 0, 2, 1, 1, 0, 0],
+        user=["u"] * 6 + ["v"],
+        item=list("abcdefg"),
+        ts=[1, 2, 3, 4, 5, 5, 9],
+    )
+    found = add_histories(spec, table, ["tab", "shop", "home"])
+    # a, d and e are of shop, b and f of tab; e and f do not see each other.
+    assert by_item(found, "there") == {
+        "a": [],
+        "b": ["a"],
+        "c": ["a"],
+        "d": ["a"],
+        "e": ["a", "d"],
+        "f": ["a", "d"],
+        "g": [],
+    }
+    assert by_item(found, "both") == {
+        "a": [],
+        "b": ["a"],
+        "c": ["a", "b"],
+        "d": ["a", "b"],
+        "e": ["a", "b", "d"],
+        "f": ["a", "b", "d"],
+        "g": [],
+    }
+
+
+def test_history_of_a_domain_that_is_none_is_named():
+    spec = history_spec(PLAIN | {"domains": ["shp"]})
+    table = table_of(spec, user=["u"], item=["a"], ts=[1])
+    with pytest.raises(ConfigError, match=r"history.domains must be.*tab.*'shop'"):
+        add_histories(spec, table, ["tab", "shop"])
+
+
 def test_initial_items_come_first_and_make_room_for_later_ones():
     spec = history_spec({"name": "h", "max_length": 3, "initial_column": "before"})
     table = table_of(
@@ -114,6 +156,7 @@ def slow_history(rows, i, feature):
         and r["ts"] < mine["ts"]
         and r["item"] is not None
         and (not feature.per_domain or r["domain"] == mine["domain"])
+        and (not feature.domains or f"d{r['domain']}" in feature.domains)
         and (feature.only_positive_of is None or r["label/click"] == 1)
     ]
     items = [item for _, _, item in sorted(earlier)]
@@ -131,6 +174,7 @@ def test_histories_agree_with_a_loop_over_rows(seed):
         {"per_domain": True, "only_positive_of": "click"},
         {"initial_column": "before"},
         {"initial_column": "before", "per_domain": True},
+        {"domains": ["d2", "d0"], "only_positive_of": "click"},
     ]
     spec = history_spec(
         *({"name": f"h{i}", "max_length": 1 + i} | o for i, o in enumerate(options))
@@ -150,12 +194,14 @@ def test_histories_agree_with_a_loop_over_rows(seed):
         price=[1.0] * rows,
         before=[before[u] for u in users],
     )
-    found = add_histories(spec, table)
+    domains = ["d0", "d1", "d2"]
+    found = add_histories(spec, table, domains)
     plain = found.to_pylist()
     order = [(r["user_key"], r["ts"], r["row_id"]) for r in plain]
     assert order == sorted(order)
     for i, feature in enumerate(canonical.layout.computed_histories(spec)):
         expected = [slow_history(plain, j, feature) for j in range(rows)]
         assert found.column(f"h{i}").to_pylist() == expected
-    shuffled = add_histories(spec, table.take(pa.array(rng.permutation(rows))))
+    table = table.take(pa.array(rng.permutation(rows)))
+    shuffled = add_histories(spec, table, domains)
     assert shuffled.to_pylist() == plain

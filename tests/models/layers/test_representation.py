@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from features.schema import FeatureInfo
 from models.layers import representation
@@ -26,13 +27,17 @@ def cosine(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def make(num_sources=1, seen=((0, 2), (0, 4), (0, 5)), sequences=(), kind="relu"):
-    tf.random.set_seed(1)
+def make(
+    num_sources=1, seen=((0, 2), (0, 4), (0, 5)), sequences=(), kind="relu", stop="none"
+):
+    keras.utils.set_random_seed(1)
     target = TokenEmbeddings(FIELDS, stddev=1.0)
     source = TokenEmbeddings(FIELDS, num_sources=num_sources, stddev=1.0)
     for layer in (target, source):
         layer.build(None)
-    ren = RepresentationEnhancement(["user"], source, sequences=sequences, kind=kind)
+    ren = RepresentationEnhancement(
+        ["user"], source, sequences=sequences, kind=kind, stop=stop
+    )
     ids, sources = zip(*((u, s) for s, u in seen), strict=True)
     ren.note(
         {"user": tf.constant(ids)},
@@ -45,7 +50,7 @@ def make(num_sources=1, seen=((0, 2), (0, 4), (0, 5)), sequences=(), kind="relu"
 
 def share(ren, target, source, mask=None):
     mask = tf.ones([5]) if mask is None else tf.constant(mask)
-    return ren.share(TARGET, target.by_field(TARGET), source, mask)
+    return sum(ren.share(TARGET, target.by_field(TARGET), source, mask))
 
 
 def rows(layer, name, ids):
@@ -95,6 +100,33 @@ def test_sequence_term_is_the_mean_over_rows_with_both_histories():
     assert float(share(ren, target, source)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("stop", "moved"),
+    [
+        ("none", [True, True]),
+        ("target", [False, True]),
+        ("source", [True, False]),
+        ("both", [False, False]),
+    ],
+)
+def test_sequence_term_leaves_the_stopped_sides_items_alone(stop, moved):
+    # Squares have a gradient whatever the sign of a cosine.
+    ren, target, source = make(sequences=("here", "there"), stop=stop, kind="square")
+    tables = [layer.fields.tables[0] for layer in (target, source)]
+    with tf.GradientTape(persistent=True) as tape:
+        terms = ren.share(TARGET, target.by_field(TARGET), source, tf.ones([5]))
+    for table, moves in zip(tables, moved, strict=True):
+        for term, is_item in ((terms[0], [False]), (terms[1], [True] * moves)):
+            found = tape.gradient(term, table)
+            rows = [] if found is None else tf.convert_to_tensor(found).numpy()
+            # The 8 users lie before the 6 items.
+            rows = np.flatnonzero([np.any(row) for row in rows])
+            assert sorted(set(rows >= 8)) == is_item
+    free, *_ = make(sequences=("here", "there"), kind="square")
+    same = free.share(TARGET, target.by_field(TARGET), source, tf.ones([5]))
+    np.testing.assert_array_equal(same, terms)
+
+
 def test_ids_without_a_counterpart_get_no_gradient():
     ren, target, source = make(kind="literal")
     tables = [target.fields.tables[0], source.fields.tables[0]]
@@ -129,8 +161,8 @@ def test_value_lies_between_minus_two_and_two(seed):
 def test_unknown_padding_and_foreign_ids_are_no_pairs():
     ren, target, source = make(kind="literal", seen=((0, 0), (0, 1), (0, 99)))
     odd = dict(TARGET, user=tf.constant([0, 1, 99, -3, 7]))
-    value = ren.share(odd, target.by_field(odd), source, tf.ones([5]))
-    assert float(value) == 0.0
+    ids, _ = ren.share(odd, target.by_field(odd), source, tf.ones([5]))
+    assert float(ids) == 0.0
     assert not np.any(ren.seen["user"].numpy()[1:])
 
 
