@@ -1,7 +1,7 @@
 """The training input: every stream of a method, with a position to resume from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from models.layers.cached_source import VECTORS
 from models.method import MAIN, Method, Stream
 from models.training.checkpoint import RunState
 from models.training.config import RunConfig
-from tfrecords_tools import read
+from tfrecords_tools import count, one_domain, read
 from tfrecords_tools.batch import Batch
 from tfrecords_tools.vectors import RowVectors
 
@@ -26,18 +26,29 @@ class StreamPlan:
       dataset: Where it is read.
       domains: Names of the domains in it.
       batch_size: Rows of the global batch.
-      rows: Rows in one pass.
-      steps_per_epoch: Batches in one pass, the last one filled up.
+      domain_rows: Rows in one pass, by domain.
       vectors: What is added to its batches.
+      is_one_domain: Whether each batch holds rows of one domain.
     """
 
     stream: Stream
     dataset: Dataset
     domains: tuple[str, ...]
     batch_size: int
-    rows: int
-    steps_per_epoch: int
+    domain_rows: Mapping[str, int]
     vectors: RowVectors | None = None
+    is_one_domain: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows in one pass."""
+        return sum(self.domain_rows.values())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass, the last one (of each domain) filled up."""
+        found = self.domain_rows.values() if self.is_one_domain else [self.rows]
+        return sum(one_domain.num_batches(rows, self.batch_size) for rows in found)
 
 
 def plan_streams(
@@ -46,10 +57,14 @@ def plan_streams(
     """Returns the plan of every stream of the method.
 
     Raises:
-      ValueError: For a batch share that gives no row, or a stream without rows.
+      ValueError: For a batch share that gives no row, a stream without rows, or
+        batches of one domain for steps that join streams.
     """
     plans = {}
-    for name, stream in method.streams().items():
+    streams = method.streams()
+    if config.one_domain_batches:
+        _check_one_stream(method, streams)
+    for name, stream in streams.items():
         source = (
             Dataset.open(dataset.data_dir / stream.path) if stream.path else dataset
         )
@@ -68,10 +83,12 @@ def plan_streams(
                 f"{name!r} must be a positive multiple of {replicas} devices; got "
                 f"{batch_size}. Change batch_size."
             )
-        rows = _count_rows(source, stream.split, domains, config.train_days)
-        if rows == 0 and stream.event_only:
+        rows = count.count_rows(
+            source, split=stream.split, domains=domains, days=config.train_days
+        )
+        if not any(rows.values()) and stream.event_only:
             continue  # the event is told so when it draws
-        if rows == 0:
+        if not any(rows.values()):
             raise ValueError(
                 f"stream {name!r} must have rows; {source.data_dir} has none in split "
                 f"{stream.split!r} for {', '.join(domains)}"
@@ -83,10 +100,21 @@ def plan_streams(
             domains,
             batch_size,
             rows,
-            -(-rows // batch_size),
             _open_vectors(name, stream, source, config) if stream.vectors else None,
+            config.one_domain_batches and not stream.event_only,
         )
     return plans
+
+
+def _check_one_stream(method: Method, streams: Mapping[str, Stream]) -> None:
+    """Raises unless a step reads one stream: of two, each is of other domains."""
+    trained = sorted(n for n, stream in streams.items() if not stream.event_only)
+    if len(trained) > 1:
+        raise ValueError(
+            f"RunConfig.one_domain_batches must be false for {type(method).__name__}: "
+            f"each of its steps joins batches of {', '.join(trained)}; got true. "
+            "Leave it out."
+        )
 
 
 def _open_vectors(
@@ -117,18 +145,6 @@ def _open_vectors(
     for batch in first.take(1):
         vectors.lookup(batch.keys["row_id"].numpy()[batch.valid.numpy()])
     return vectors
-
-
-def _count_rows(
-    dataset: Dataset,
-    split: str,
-    domains: Sequence[str],
-    days: tuple[int, int] | None,
-) -> int:
-    rows = sum(dataset.info.num_rows(split, name) for name in domains)
-    if days is None or rows == 0:
-        return rows
-    return read.count_rows(dataset, split=split, domains=domains, days=days)
 
 
 def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
@@ -208,6 +224,12 @@ class TrainStreams:
 
     def _dataset(self, name: str, epoch: int, skip: int) -> Any:
         plan = self.plans[name]
+        own: dict[str, Any] = {}
+        if plan.is_one_domain:
+            own = {
+                "reader": one_domain.read_one_domain,
+                "domain_rows": plan.domain_rows,
+            }
         stream = read_domains(
             plan.dataset,
             run_domains=self._run_domains,
@@ -221,6 +243,7 @@ class TrainStreams:
             epoch=epoch,
             skip_batches=skip,
             keys=("row_id",) if plan.vectors else (),
+            **own,
         )
         if plan.vectors:
             stream = join_vectors(stream, plan.vectors)
@@ -268,20 +291,22 @@ def read_domains(
     *,
     run_domains: Sequence[str],
     domains: Sequence[str],
+    reader: Callable[..., tf.data.Dataset] = read.read_stream,
     **arguments: Any,
 ) -> tf.data.Dataset:
-    """Returns `read_stream` with domain indices that count within `run_domains`.
+    """Returns a stream with domain indices that count within `run_domains`.
 
     Args:
       dataset: An opened data set.
       run_domains: Domains of the model, in its index order.
       domains: Those of them to read.
-      **arguments: As in `read.read_stream`.
+      reader: `read.read_stream` or `one_domain.read_one_domain`.
+      **arguments: As in `reader`.
     """
     if tuple(run_domains) == tuple(dataset.info.fitted.domains):
         keep = () if tuple(domains) == tuple(run_domains) else domains
-        return read.read_stream(dataset, domains=keep, **arguments)
-    stream = read.read_stream(dataset, domains=domains, remap_domains=True, **arguments)
+        return reader(dataset, domains=keep, **arguments)
+    stream = reader(dataset, domains=domains, remap_domains=True, **arguments)
     if tuple(domains) == tuple(run_domains):
         return stream
     index = tf.constant([list(run_domains).index(d) for d in domains], tf.int32)
