@@ -100,6 +100,13 @@ def unpack(table: Table, layout: Layout) -> Batch:
     )
 
 
+def int_column(table: Table, layout: Layout, name: str) -> np.ndarray:
+    """Returns an int32 feature of one value a row: [N], without the padding row."""
+    names = [own for own, _ in layout.ints]
+    start = sum(n for _, n in layout.ints[: names.index(name)])
+    return table.ints[:-1, start].numpy()
+
+
 def remembered(key: Hashable, make: Callable[[], Table], *, limit_bytes: int) -> Table:
     """Returns the table of this key, made once; the least used go past the limit."""
     tables = _tables()

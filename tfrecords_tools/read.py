@@ -14,9 +14,7 @@ Nothing is done row by row, and the order depends on (shuffle_seed, epoch) alone
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +24,7 @@ from features.schema import LABEL_PREFIX
 from tfrecords_tools import decode, memory, plan, records
 from tfrecords_tools import selection as selection_lib
 from tfrecords_tools.batch import Batch
+from tfrecords_tools.order import Order
 from tfrecords_tools.selection import ALL_HASHES, Selection
 
 CACHE_LIMIT_BYTES = 512 * 2**20  # of one split, decoded; MovieLens-1M takes 50 MB
@@ -104,9 +103,15 @@ def read_stream(
     )
     if cache is None:
         cache = decoded_bytes(chosen) <= CACHE_LIMIT_BYTES
-    order = _Order(shuffle_seed, epoch, num_workers, worker_index)
-    make = _cached_stream if cache else _file_stream
-    stream = make(dataset, chosen, order, batch_size, skip_batches, drop_remainder)
+    order = Order(shuffle_seed, epoch, num_workers, worker_index)
+    make = _cached_stream if cache else file_stream
+    return finished(
+        make(dataset, chosen, order, batch_size, skip_batches, drop_remainder)
+    )
+
+
+def finished(stream: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a stream of batches, prefetched and with the options of the project."""
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
@@ -139,36 +144,8 @@ def cached_arrays(
         keys=keys,
         remap_domains=remap_domains,
     )
-    batch = memory.unpack(_load(dataset, chosen), _layout(chosen))
+    batch = memory.unpack(load(dataset, chosen), layout_of(chosen))
     return tf.nest.map_structure(lambda tensor: tensor.numpy()[:-1], batch)
-
-
-def count_rows(
-    dataset: Dataset,
-    *,
-    split: str,
-    domains: Sequence[str] = (),
-    days: tuple[int, int] | None = None,
-    hash_range: tuple[float, float] = ALL_HASHES,
-) -> int:
-    """Returns the number of rows of a request; reads the files that may hold them.
-
-    Without `days` and `hash_range` no file need be read: `dataset.info.num_rows`.
-    """
-    try:
-        chosen = selection_lib.select(
-            dataset,
-            split=split,
-            domains=domains,
-            tasks=(),
-            days=days,
-            keys=(),
-            remap_domains=False,
-            hash_range=hash_range,
-        )
-    except selection_lib.NoRowsError:
-        return 0
-    return sum(_count_windows(dataset, chosen))
 
 
 def decoded_bytes(chosen: Selection) -> int:
@@ -222,23 +199,6 @@ def explain_data_loss(dataset: Dataset, split: str, error: Exception) -> Excepti
     )
 
 
-class _Order(NamedTuple):
-    """What fixes the order of rows, and whose share they are."""
-
-    shuffle_seed: int | None
-    epoch: int
-    num_workers: int
-    worker_index: int
-
-    def generator(self, purpose: str) -> np.random.Generator:
-        """Returns a random generator: a pure function of seed, epoch, purpose."""
-        text = f"{self.shuffle_seed}/{self.epoch}/{purpose}"
-        digest = hashlib.sha256(text.encode()).digest()
-        return np.random.Generator(
-            np.random.Philox(int.from_bytes(digest[:8], "little"))
-        )
-
-
 def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
     if value < low or (high is not None and value > high):
         rule = f"at least {low}" if high is None else f"{low} to {high}"
@@ -251,12 +211,12 @@ def _check_range(name: str, value: int, low: int, high: int | None = None) -> No
 def _cached_stream(
     dataset: Dataset,
     chosen: Selection,
-    order: _Order,
+    order: Order,
     batch_size: int,
     skip_batches: int,
     drop_remainder: bool,
 ) -> tf.data.Dataset:
-    table = _load(dataset, chosen)
+    table = load(dataset, chosen)
     rows = np.arange(table.num_rows, dtype=np.int32)
     if order.shuffle_seed is not None:
         rows = order.generator("rows").permutation(rows)
@@ -266,18 +226,25 @@ def _cached_stream(
     rows = rows[skip_batches * batch_size :]
     # Row number `num_rows` is the padding row.
     rows = np.pad(rows, (0, -len(rows) % batch_size), constant_values=table.num_rows)
+    return gathered(table, rows.reshape(-1, batch_size), chosen)
+
+
+def gathered(
+    table: memory.Table, rows: np.ndarray, chosen: Selection
+) -> tf.data.Dataset:
+    """Returns batches of the rows of a table: int32 [N, B], `num_rows` for padding."""
     with tf.device("CPU:0"):
-        index = tf.constant(rows.reshape(-1, batch_size))
+        index = tf.constant(rows)
 
     def gather(at: tf.Tensor) -> Batch:
         here = tf.gather(index, at)
         picked = tf.nest.map_structure(lambda values: tf.gather(values, here), table)
-        return memory.unpack(picked, _layout(chosen))
+        return memory.unpack(picked, layout_of(chosen))
 
-    return tf.data.Dataset.range(len(index)).map(gather)
+    return tf.data.Dataset.range(len(rows)).map(gather)
 
 
-def _load(dataset: Dataset, chosen: Selection) -> memory.Table:
+def load(dataset: Dataset, chosen: Selection) -> memory.Table:
     """Returns the rows of a request, from memory if they are there."""
     versions = tuple(
         (str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in chosen.paths
@@ -297,15 +264,16 @@ def _load(dataset: Dataset, chosen: Selection) -> memory.Table:
 
 
 def _decode(dataset: Dataset, chosen: Selection) -> memory.Table:
-    windows, _ = _windows(dataset, chosen, _Order(None, 0, 1, 0), skip_rows=0)
+    windows, _ = _windows(dataset, chosen, Order(None), skip_rows=0)
     parts = list(windows.prefetch(2).as_numpy_iterator())
     if not any(len(part.weight) for part in parts):
         raise selection_lib.no_rows(dataset, chosen)
     padding = tf.nest.map_structure(lambda t: t.numpy(), _padding(chosen, 1))
-    return memory.pack([*parts, padding], _layout(chosen))
+    return memory.pack([*parts, padding], layout_of(chosen))
 
 
-def _layout(chosen: Selection) -> memory.Layout:
+def layout_of(chosen: Selection) -> memory.Layout:
+    """Returns where the columns of a request stand in its table."""
     features = [c for c in chosen.columns if c.name in chosen.features]
     return memory.Layout(
         tuple((c.name, c.length) for c in features if c.dtype == "int64"),
@@ -317,15 +285,16 @@ def _layout(chosen: Selection) -> memory.Layout:
 # ------------------------------------------------------------------- streamed
 
 
-def _file_stream(
+def file_stream(
     dataset: Dataset,
     chosen: Selection,
-    order: _Order,
+    order: Order,
     batch_size: int,
     skip_batches: int,
     drop_remainder: bool,
 ) -> tf.data.Dataset:
-    if chosen.filters_by_column and not any(_count_windows(dataset, chosen)):
+    """Returns the batches of a request, read from its files as they come."""
+    if chosen.filters_by_column and not any(map(len, chosen_domains(dataset, chosen))):
         raise selection_lib.no_rows(dataset, chosen)
     windows, skipped = _windows(
         dataset, chosen, order, skip_rows=skip_batches * batch_size
@@ -339,7 +308,7 @@ def _file_stream(
 
 
 def _windows(
-    dataset: Dataset, chosen: Selection, order: _Order, *, skip_rows: int
+    dataset: Dataset, chosen: Selection, order: Order, *, skip_rows: int
 ) -> tuple[tf.data.Dataset, int]:
     """Returns windows as a `Batch` of any number of rows each, and rows skipped.
 
@@ -348,6 +317,7 @@ def _windows(
     info = dataset.info
     shuffles = order.shuffle_seed is not None
     window_rows = SHUFFLE_WINDOW_ROWS if shuffles else PLAIN_WINDOW_ROWS
+    window_rows = order.window_rows or window_rows
     is_block = info.record_format == "block"
     window = _records_of(info, window_rows)
     first = before = 0
@@ -409,7 +379,7 @@ def _read_blocks(blocks: plan.Blocks) -> tf.data.Dataset:
 
 
 def _read_in_order(
-    dataset: Dataset, chosen: Selection, order: _Order
+    dataset: Dataset, chosen: Selection, order: Order
 ) -> tf.data.Dataset:
     """Returns serialized records, file after file; files in a seeded order."""
     paths = list(chosen.paths)
@@ -432,7 +402,7 @@ def _read_in_order(
 def _parse_window(
     dataset: Dataset,
     chosen: Selection,
-    order: _Order,
+    order: Order,
     number: tf.Tensor,
     serialized: tf.Tensor,
     *,
@@ -467,7 +437,7 @@ def _mapped_domain(chosen: Selection, old: tf.Tensor) -> tf.Tensor:
 
 def _chosen_rows(
     chosen: Selection,
-    order: _Order,
+    order: Order,
     number: tf.Tensor,
     domain: tf.Tensor,
     parsed: dict[str, tf.Tensor],
@@ -527,9 +497,12 @@ def _padding(chosen: Selection, rows: int) -> Batch:
     return batch._replace(weight=tf.zeros([rows]), valid=tf.zeros([rows], tf.bool))
 
 
-def _count_windows(dataset: Dataset, chosen: Selection) -> Iterator[int]:
-    """Yields how many rows each window has of a request; reads what decides it."""
-    info, order = dataset.info, _Order(None, 0, 1, 0)
+def chosen_domains(dataset: Dataset, chosen: Selection) -> Iterator[np.ndarray]:
+    """Yields the domain index of each row of a request, window by window.
+
+    Reads the columns that decide which rows those are, and no others.
+    """
+    info, order = dataset.info, Order(None)
     deciding = ("domain", "day", "row_id")
     columns = [c for c in chosen.columns if c.name in deciding]
     windows = _read_in_order(dataset, chosen, order).batch(
@@ -539,4 +512,4 @@ def _count_windows(dataset: Dataset, chosen: Selection) -> Iterator[int]:
         parsed = decode.parse_columns(serialized, columns, info.record_format)
         domain = _mapped_domain(chosen, parsed["domain"])
         rows = _chosen_rows(chosen, order, number, domain, parsed)
-        yield int(tf.size(domain if rows is None else rows))
+        yield (domain if rows is None else tf.gather(domain, rows)).numpy()

@@ -1,6 +1,7 @@
 """`MaskSearch`: finds each domain's mask (HEMP), and tells what it found."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from tfrecords_tools.batch import Batch
 Draw = Callable[[str], Batch | None]
 TRAIN_STREAM = "search/"  # + domain: rows to train candidates on
 SCORE_STREAM = "score/"  # + domain: training rows to choose by
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,18 @@ class MaskSearch:
         for variable, values in zip(self.model.hierarchy.masks, new, strict=True):
             variable.assign(values)
         self.state.searches.assign_add(1)
-        return {"domains": float(len(self.last)), **mask_scalars(new)}
+        values = mask_scalars(new, self.config.min_density)
+        _log.info(
+            "mask search %d: densities %.3f to %.3f, min_density %g not reached by "
+            "%d of %d domains",
+            int(self.state.searches.numpy()),
+            values["density_least"],
+            values["density_largest"],
+            self.config.min_density,
+            values["above_min_density"],
+            len(self.domains),
+        )
+        return {"domains": float(len(self.last)), **values}
 
     def search_domain(
         self, domain: int, draw: Draw, plan: Plan, gates: list[np.ndarray]
@@ -154,13 +168,26 @@ def search_streams(domains: Sequence[str], config: SearchConfig) -> dict[str, St
     return streams
 
 
-def mask_scalars(masks: Sequence[np.ndarray]) -> Mapping[str, float]:
+def mask_scalars(
+    masks: Sequence[np.ndarray], min_density: float
+) -> Mapping[str, float]:
     """Returns means over domains: density, overlap of pairs, active outputs.
+
+    And the least and the largest density of a domain, and `above_min_density`: domains
+    that could lose an edge more, 0 when S is reached everywhere.
 
     Args:
       masks: [D, N_l, N_{l+1}] for each pair of layers.
+      min_density: S.
     """
-    values = {"density": float(np.mean(masks_lib.density(masks)))}
+    density = masks_lib.density(masks)
+    floor = masks_lib.floor_edges([m[0] for m in masks], min_density)
+    values = {
+        "density": float(np.mean(density)),
+        "density_least": float(np.min(density)),
+        "density_largest": float(np.max(density)),
+        "above_min_density": float(np.sum(masks_lib.count(masks) > floor)),
+    }
     count = len(masks[0])
     for layer, mask in enumerate(masks, start=2):
         values[f"density_layer_{layer}"] = float(np.mean(mask > 0))

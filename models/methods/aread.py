@@ -235,7 +235,8 @@ class AREAD(Method):
 
     def scalars(self) -> Mapping[str, float]:
         """Returns density and overlap of the masks, active outputs, searches done."""
-        values = mask_scalars([m.numpy() for m in self.model.hierarchy.masks])
+        masks = [m.numpy() for m in self.model.hierarchy.masks]
+        values = mask_scalars(masks, self.config.min_density)
         values = {f"mask/{name}": value for name, value in values.items()}
         return values | {"mask/searches": float(self.search_state.searches.numpy())}
 

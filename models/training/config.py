@@ -43,6 +43,12 @@ class RunConfig(Config):
     Forms: `mdmt` one model over all domains and tasks; `mtl` one model per domain
     with all tasks; `mdl` one model per task with all domains; `isolated` one model
     per (domain, task).  With `domains` or `tasks` only those take part.
+
+    Batches mix domains as the rows do.  With `one_domain_batches` each holds rows of
+    one domain: an epoch is a shuffled list with ceil(n_d / batch_size) entries for a
+    domain of n_d rows, so it has more steps, the last of every domain filled up;
+    durations in rows count full batches.  It wants one device and a method that
+    trains on one stream.
     """
 
     method: str
@@ -71,6 +77,9 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0, lt=2**31)
 
     batch_size: int = Field(4096, ge=1, description="rows a step, over all devices")
+    one_domain_batches: bool = Field(
+        False, description="each batch of one domain, domains in a shuffled order"
+    )
     eval_batch_size: int = Field(16384, ge=1)
     max_epochs: float = Field(50, gt=0)
     max_steps: int | None = Field(None, ge=1, description="the earlier limit counts")
@@ -107,6 +116,11 @@ class RunConfig(Config):
             raise ValueError(
                 "compare_with is for runs with init_from, which keep an earlier run's "
                 f"scores on their test rows; got {self.compare_with} without init_from"
+            )
+        if self.one_domain_batches and self.strategy != "one_device":
+            raise ValueError(
+                "one_domain_batches must be false with several devices; got "
+                f"strategy={self.strategy}. Leave it out, or train on one_device"
             )
         if self.num_devices and self.strategy != "mirrored":
             raise ValueError("num_devices is for strategy=mirrored")

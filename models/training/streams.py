@@ -1,7 +1,7 @@
 """The training input: every stream of a method, with a position to resume from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from models.layers.cached_source import VECTORS
 from models.method import MAIN, Method, Stream
 from models.training.checkpoint import RunState
 from models.training.config import RunConfig
-from tfrecords_tools import read
+from tfrecords_tools import count, one_domain, read
 from tfrecords_tools.batch import Batch
 from tfrecords_tools.selection import ALL_HASHES
 from tfrecords_tools.vectors import RowVectors
@@ -30,18 +30,29 @@ class StreamPlan:
       dataset: Where it is read.
       domains: Names of the domains in it.
       batch_size: Rows of the global batch.
-      rows: Rows in one pass.
-      steps_per_epoch: Batches in one pass, the last one filled up.
+      domain_rows: Rows in one pass, by domain.
       vectors: What is added to its batches.
+      is_one_domain: Whether each batch holds rows of one domain.
     """
 
     stream: Stream
     dataset: Dataset
     domains: tuple[str, ...]
     batch_size: int
-    rows: int
-    steps_per_epoch: int
+    domain_rows: Mapping[str, int]
     vectors: RowVectors | None = None
+    is_one_domain: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows in one pass."""
+        return sum(self.domain_rows.values())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass, the last one (of each domain) filled up."""
+        found = self.domain_rows.values() if self.is_one_domain else [self.rows]
+        return sum(one_domain.num_batches(rows, self.batch_size) for rows in found)
 
 
 def plan_streams(
@@ -50,18 +61,27 @@ def plan_streams(
     """Returns the plan of every stream of the method.
 
     Raises:
-      ValueError: For a batch share that gives no row, or a stream without rows.
+      ValueError: For a batch share that gives no row, a stream without rows, or
+        batches of one domain for steps that join streams.
     """
     plans: dict[str, StreamPlan] = {}
-    # Those that last as long as an epoch come last: they need its steps.
     asked = _asked_streams(method, config)
+    if config.one_domain_batches:
+        _check_one_stream(method, asked)
+    # Those that last as long as an epoch come last: they need its steps.
     for name, stream in sorted(asked.items(), key=lambda s: s[1].per_epoch):
         source = _source(name, stream, dataset)
         domains = tuple(stream.domains) or method.schema.domains
-        rows = _count_rows(source, stream, domains, config.train_days)
-        if rows == 0 and stream.event_only:
+        rows = count.count_rows(
+            source,
+            split=stream.split,
+            domains=domains,
+            days=config.train_days,
+            hash_range=stream.hash_range,
+        )
+        if not any(rows.values()) and stream.event_only:
             continue  # the event is told so when it draws
-        if rows == 0:
+        if not any(rows.values()):
             is_part = stream.hash_range != ALL_HASHES
             raise ValueError(
                 f"stream {name!r} must have rows; {source.data_dir} has none in split "
@@ -70,7 +90,7 @@ def plan_streams(
                 + (f" in hash_range {stream.hash_range}." if is_part else ".")
             )
         batch_size = (
-            _rows_to_last(rows, main_plan(plans).steps_per_epoch)
+            _rows_to_last(sum(rows.values()), main_plan(plans).steps_per_epoch)
             if stream.per_epoch
             else _rows_by_share(name, stream, config)
         )
@@ -80,8 +100,8 @@ def plan_streams(
             domains,
             batch_size,
             rows,
-            -(-rows // batch_size),
             _open_vectors(name, stream, source, config) if stream.vectors else None,
+            config.one_domain_batches and not stream.event_only,
         )
     return plans
 
@@ -117,6 +137,17 @@ def _rows_to_last(rows: int, steps: int) -> int:
     """Returns the fewest rows a step, equal on all devices, that are all in `steps`."""
     replicas = max(1, tf.distribute.get_strategy().num_replicas_in_sync)
     return replicas * -(-rows // (steps * replicas))
+
+
+def _check_one_stream(method: Method, streams: Mapping[str, Stream]) -> None:
+    """Raises unless a step reads one stream: of two, each is of other domains."""
+    trained = sorted(n for n, stream in streams.items() if not stream.event_only)
+    if len(trained) > 1:
+        raise ValueError(
+            f"RunConfig.one_domain_batches must be false for {type(method).__name__}: "
+            f"each of its steps joins batches of {', '.join(trained)}; got true. "
+            "Leave it out."
+        )
 
 
 def _open_vectors(
@@ -176,21 +207,6 @@ def _asked_streams(method: Method, config: RunConfig) -> dict[str, Stream]:
     for path, share in config.extra_rows.items():
         streams[EXTRA + path] = Stream(path=path, batch_share=share)
     return streams
-
-
-def _count_rows(
-    dataset: Dataset,
-    stream: Stream,
-    domains: Sequence[str],
-    days: tuple[int, int] | None,
-) -> int:
-    split, part = stream.split, stream.hash_range
-    rows = sum(dataset.info.num_rows(split, name) for name in domains)
-    if rows == 0 or (days is None and part == ALL_HASHES):
-        return rows
-    return read.count_rows(
-        dataset, split=split, domains=domains, days=days, hash_range=part
-    )
 
 
 def main_plan(plans: dict[str, StreamPlan]) -> StreamPlan:
@@ -282,6 +298,12 @@ class TrainStreams:
     def _rows(self, name: str, epoch: int, skip: int) -> tf.data.Dataset:
         """Returns the batches of a stream from one on, of fixed size."""
         plan = self.plans[name]
+        own: dict[str, Any] = {}
+        if plan.is_one_domain:
+            own = {
+                "reader": one_domain.read_one_domain,
+                "domain_rows": plan.domain_rows,
+            }
         stream = read_domains(
             plan.dataset,
             run_domains=self._run_domains,
@@ -296,6 +318,7 @@ class TrainStreams:
             epoch=epoch,
             skip_batches=skip,
             keys=("row_id",) if plan.vectors else (),
+            **own,
         )
         if plan.vectors:
             stream = join_vectors(stream, plan.vectors)
@@ -362,20 +385,22 @@ def read_domains(
     *,
     run_domains: Sequence[str],
     domains: Sequence[str],
+    reader: Callable[..., tf.data.Dataset] = read.read_stream,
     **arguments: Any,
 ) -> tf.data.Dataset:
-    """Returns `read_stream` with domain indices that count within `run_domains`.
+    """Returns a stream with domain indices that count within `run_domains`.
 
     Args:
       dataset: An opened data set.
       run_domains: Domains of the model, in its index order.
       domains: Those of them to read.
-      **arguments: As in `read.read_stream`.
+      reader: `read.read_stream` or `one_domain.read_one_domain`.
+      **arguments: As in `reader`.
     """
     if tuple(run_domains) == tuple(dataset.info.fitted.domains):
         keep = () if tuple(domains) == tuple(run_domains) else domains
-        return read.read_stream(dataset, domains=keep, **arguments)
-    stream = read.read_stream(dataset, domains=domains, remap_domains=True, **arguments)
+        return reader(dataset, domains=keep, **arguments)
+    stream = reader(dataset, domains=domains, remap_domains=True, **arguments)
     if tuple(domains) == tuple(run_domains):
         return stream
     index = tf.constant([list(run_domains).index(d) for d in domains], tf.int32)

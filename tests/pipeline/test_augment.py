@@ -17,12 +17,26 @@ from tests.pipeline import graph_data, job_data
 
 TEST_FROM = job_data.FIRST_SECOND + 4 * 86_400
 MINOR = "mini"  # 8 % of the rows
+MIDDLE = "side"  # 15 %: neither gives rows nor gets copies
+MAJORS = ("home", "shop")
+
+
+def make_log():
+    """Returns the log of `graph_data` with a third of `shop` in a domain between."""
+    log = graph_data.make_log()
+    place = log["place"].to_numpy()
+    moved = (place == "shop") & (np.random.default_rng(3).random(len(place)) < 1 / 3)
+    column = pa.array(np.where(moved, MIDDLE, place))
+    return log.set_column(log.column_names.index("place"), "place", column)
 
 
 def prepare(folder, log=None, **options):
     split = {"by": "temporal", "test_from": TEST_FROM}
     split["validation_from"] = TEST_FROM - 86_400
-    spec = graph_data.make_spec(split=split)
+    values = [*graph_data.DOMAINS, MIDDLE]
+    domain = {"by": "column", "column": "place", "values": values}
+    spec = graph_data.make_spec(split=split, domain=domain)
+    log = make_log() if log is None else log
     return graph_data.prepare(folder, log, spec=spec, **options)
 
 
@@ -34,7 +48,7 @@ def dataset(tmp_path_factory):
 def options_for(dataset, **changes):
     values = {
         "data_dir": str(dataset.data_dir),
-        "minor_share": 0.15,
+        "minor_share": 0.12,
         "major_share": 0.2,
         "rate": 0.3,
         "max_copies": 2.0,
@@ -65,7 +79,7 @@ def test_copies_are_unpopular_positives_of_majors_with_another_domain(dataset, c
     _, rows, report = copied
     train = graph_data.plain_rows(dataset)
     domains = dataset.info.fitted.domains
-    minor = domains.index(MINOR)
+    minor, majors = domains.index(MINOR), [domains.index(name) for name in MAJORS]
     seen, clicked = collections.Counter(), collections.Counter()
     for row in train:
         seen[row["item_id"]] += 1
@@ -78,7 +92,7 @@ def test_copies_are_unpopular_positives_of_majors_with_another_domain(dataset, c
     may = [
         r
         for r in train
-        if r["label/click"] == 1 and r["item_id"] in cold and r["domain"] != minor
+        if r["label/click"] == 1 and r["item_id"] in cold and r["domain"] in majors
     ]
     assert report["candidates"] == {"positive": len(may)}
     sources = {content(row) for row in may}
@@ -101,13 +115,13 @@ def test_unpopular_rows_are_drawn_in_proportion_to_one_over_popularity(dataset, 
         clicked[row["item_id"]] += row["label/click"]
     weight = {i: (seen[i] + 2) / (clicked[i] + 1) for i in seen}
     limit = sum(clicked.values()) / sum(seen.values())
-    minor = dataset.info.fitted.domains.index(MINOR)
+    majors = [dataset.info.fitted.domains.index(name) for name in MAJORS]
     may = [
         r
         for r in train
         if r["label/click"] == 1
         and 1 / weight[r["item_id"]] <= limit
-        and r["domain"] != minor
+        and r["domain"] in majors
     ]
     total = sum(weight[r["item_id"]] for r in may)
     times = collections.Counter(map(content, rows))
@@ -121,7 +135,8 @@ def test_capped_bounds_the_copies_by_the_real_rows(dataset, copied):
     real = dataset.info.num_rows("train", MINOR)
     assert len(rows) == 2 * real == report["copies"]
     assert report["domains"][MINOR]["copies"] == {"positive": 2 * real, "negative": 0}
-    assert report["domains"]["home"]["copies"]["positive"] == 0
+    for name in (*MAJORS, MIDDLE):
+        assert report["domains"][name]["copies"]["positive"] == 0
     wanted = 0.3 * dataset.info.num_rows("train")
     assert len(rows) < wanted  # the cap was what counted
 
@@ -161,7 +176,7 @@ def test_with_negatives_a_domain_keeps_its_positive_rate(dataset):
 
 
 def test_labels_outside_training_play_no_part(copied, tmp_path):
-    log = graph_data.make_log()
+    log = make_log()
     late = log["time"].to_numpy() >= TEST_FROM - 86_400
     columns = {}
     rng = np.random.default_rng(1)
@@ -244,7 +259,7 @@ def test_feature_of_the_domains_column_is_refused(dataset, monkeypatch):
 
 def test_command_line_runs_reports_and_fails_with_a_status(dataset, capsys):
     arguments = ["--data_dir", str(dataset.data_dir), "--name", "cli"]
-    arguments += ["--minor_share", "0.15", "--no-include_train"]
+    arguments += ["--minor_share", "0.12", "--no-include_train"]
     assert command.main(arguments) == 0
     assert "items are unpopular" in capsys.readouterr().out
     assert command.main(arguments) == 1
