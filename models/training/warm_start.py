@@ -100,8 +100,8 @@ def warm_start(
       field: Of `RunConfig`, named in errors.
 
     Raises:
-      WarmStartError: When the run is unfinished, of another method, or of data that
-        this data set does not continue.
+      WarmStartError: When the run is unfinished, of another method, of other domains
+        in a stream, or of data that this data set does not continue.
       GrowthError: When a variable has another shape, or a table shrank.
     """
     workdir = pathlib.Path(workdir)
@@ -113,6 +113,7 @@ def warm_start(
             f"{owner} must be a run of {type(method).__name__}; got one of "
             f"{type(old).__name__} ({workdir})."
         )
+    _check_streams(old, method, f"{owner} {workdir}")
     tables = GrownTables(old.model, method.model, owner="RunConfig.init_from")
     for part in (*old.extra_state().values(), *method.extra_state().values()):
         if isinstance(part, tf.Module):
@@ -134,6 +135,21 @@ def warm_start(
     new = [v.name for v in _variables(method) if v.ref() not in taken]
     notes = _go_on(old, method)
     return WarmStart(str(workdir), tables.copied, tables.grown, new, notes)
+
+
+def _check_streams(old: Method, new: Method, where: str) -> None:
+    """Raises where a stream is of other domains.
+
+    Weights may lie by a stream's domains: their shapes would not tell.
+    """
+    before, now = old.streams(), new.streams()
+    for name in before.keys() & now.keys():
+        if before[name].domains != now[name].domains:
+            raise WarmStartError(
+                f"{where} must train on the same domains; stream "
+                f"{name!r} has {now[name].domains}, before {before[name].domains}. "
+                "Give this run the method_config of the earlier one."
+            )
 
 
 def _load(workdir: pathlib.Path, owner: str) -> tuple[Method, DatasetInfo]:

@@ -36,12 +36,12 @@ SETTINGS = {
 }
 
 
-def make(name, dataset, *, seed=0):
+def make(name, dataset, *, seed=0, **settings):
     keras.utils.set_random_seed(seed)
     config = RunConfig.parse(
         {
             "method": name,
-            "method_config": SETTINGS[name],
+            "method_config": SETTINGS[name] | settings,
             "data_dir": str(dataset.data_dir),
         }
     )
@@ -210,3 +210,24 @@ def test_tables_of_other_sources_and_shorter_ones_are_refused(old, new, expected
     grown = GrownTables(old, new, owner="init_from")
     with pytest.raises(GrowthError, match=expected):
         grown.copy(old.variables[0], new.variables[0])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ("d1", "d2", r"'source' has \('d2',\), before \('d1',\)"),
+        ("d1", "d1", ""),
+    ],
+)
+def test_other_sources_of_the_same_number_are_refused(
+    days, tmp_path, before, now, expected
+):
+    """Every table has the same shape then, and would go to the wrong source."""
+    config, old = make("cctl", days[0], source_domains=[before])
+    folder = stopped(tmp_path / "run", old, config)
+    _, new = make("cctl", days[1], source_domains=[now])
+    if not expected:
+        warm_start.warm_start(new, days[1], folder)
+        return
+    with pytest.raises(warm_start.WarmStartError, match=expected):
+        warm_start.warm_start(new, days[1], folder)
