@@ -14,7 +14,6 @@ from features import dataset as dataset_lib  # isort: skip
 from models.method import MAIN  # isort: skip
 from models.methods.aread import AREAD  # isort: skip
 from models.training import streams, trainer  # isort: skip
-from models.training.loop import Loop  # isort: skip
 from tests.helpers import tiny_dataset  # isort: skip
 from tests.models.training import fakes  # isort: skip
 from tfrecords_tools import encode  # isort: skip
@@ -55,25 +54,8 @@ def test_resumed_run_equals_the_uninterrupted_one_with_its_searches(
     config, tmp_path, monkeypatch
 ):
     """Searches at steps 2 and 4; the second run dies at step 3 and goes on."""
-    trainer.train(config, tmp_path / "whole")
-    plain = Loop.run
-
-    def dies(self, iterators, steps):
-        if int(self.method.optimizers["dense"].iterations) >= 3:
-            raise KeyboardInterrupt
-        return plain(self, iterators, steps)
-
-    monkeypatch.setattr(Loop, "run", dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, tmp_path / "stopped")
-    monkeypatch.setattr(Loop, "run", plain)
-    trainer.train(config, tmp_path / "stopped")
-    whole, resumed = (fakes.weights(tmp_path / name) for name in ("whole", "stopped"))
-    assert whole.keys() == resumed.keys()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
-    state = fakes.state(tmp_path / "whole")
-    assert state == fakes.state(tmp_path / "stopped")
+    fakes.assert_resumes_exactly(config, tmp_path, monkeypatch, step=3)
+    whole, state = (of(tmp_path / "whole") for of in (fakes.weights, fakes.state))
     (searches,) = (v for k, v in whole.items() if k.startswith("extra/searches"))
     assert searches == 2
     # In both searches two batches to train on and one to score by.

@@ -4,12 +4,15 @@ import json
 import os
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 
 from models import registry
 from models.method import MAIN, Method, MethodConfig, PeriodicEvent, Stream
+from models.training import trainer
 from models.training.config import RunConfig
+from models.training.loop import Loop
 
 
 class FakeConfig(MethodConfig):
@@ -167,6 +170,33 @@ def state(workdir):
     (text,) = [v for k, v in _values(workdir).items() if k.startswith("state/")]
     timed = ("secs", "timed_secs", "timed_rows")
     return {k: v for k, v in json.loads(text).items() if k not in timed}
+
+
+def assert_resumes_exactly(config, folder, monkeypatch, *, step):
+    """Trains `folder`/whole, and /stopped, which dies after a step and goes on.
+
+    Returns:
+      Results of both, which ended with the same numbers and the same state.
+    """
+    whole = trainer.train(config, folder / "whole")
+    plain = Loop.run
+
+    def dies(self, iterators, steps):
+        if int(self.method.optimizers["dense"].iterations) >= step:
+            raise KeyboardInterrupt
+        return plain(self, iterators, steps)
+
+    monkeypatch.setattr(Loop, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, folder / "stopped")
+    monkeypatch.setattr(Loop, "run", plain)
+    resumed = trainer.train(config, folder / "stopped")
+    one, two = (weights(folder / name) for name in ("whole", "stopped"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+    assert state(folder / "whole") == state(folder / "stopped")
+    return whole, resumed
 
 
 def _values(workdir, step=None):

@@ -6,7 +6,6 @@ import pytest
 from features.config import ConfigError
 from features.dataset import Dataset
 from models.training import trainer
-from models.training.loop import Loop
 from tests.models.training import fakes
 
 
@@ -36,25 +35,8 @@ def test_run_stopped_inside_an_epoch_goes_on_as_if_never_stopped(
     config = run_config(
         dataset, max_epochs=2, checkpoint_every="7 steps", eval_every="2 epochs"
     )
-    whole = trainer.train(config, tmp_path / "whole")
-    plain = Loop.run
-
-    def dies(self, iterators, steps):
-        if int(self.method.optimizers["dense"].iterations) >= 7:
-            raise KeyboardInterrupt
-        return plain(self, iterators, steps)
-
-    monkeypatch.setattr(Loop, "run", dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, tmp_path / "stopped")
-    monkeypatch.setattr(Loop, "run", plain)
-    resumed = trainer.train(config, tmp_path / "stopped")
+    whole, resumed = fakes.assert_resumes_exactly(config, tmp_path, monkeypatch, step=7)
     assert (resumed.steps, resumed.metrics) == (whole.steps, whole.metrics)
-    one, two = (fakes.weights(tmp_path / name) for name in ("whole", "stopped"))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, two[name], err_msg=name)
-    assert fakes.state(tmp_path / "whole") == fakes.state(tmp_path / "stopped")
 
 
 def test_joined_streams_and_several_devices_are_refused(dataset, tmp_path):
