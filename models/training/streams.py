@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from features.config import lookup_error
-from features.dataset import Dataset
+from features.dataset import Dataset, DatasetError
 from models.layers.cached_source import VECTORS
 from models.method import MAIN, Method, Stream
 from models.training.checkpoint import RunState
@@ -110,7 +110,14 @@ def _source(name: str, stream: Stream, dataset: Dataset) -> Dataset:
     """Returns the data set that a stream reads."""
     if not stream.path:
         return dataset
-    source = Dataset.open(dataset.data_dir / stream.path)
+    try:
+        source = Dataset.open(dataset.data_dir / stream.path)
+    except DatasetError as error:
+        raise ValueError(
+            f"stream {name!r} must be a finished folder {stream.path} of "
+            f"{dataset.data_dir}; got: {error} Streams are made by "
+            "pipeline.select_samples and pipeline.augment."
+        ) from error
     if source.info.fingerprint != dataset.info.fingerprint:
         raise ValueError(
             f"stream {name!r} must have the fingerprint {dataset.info.fingerprint} "

@@ -117,3 +117,5 @@ def test_methods_of_several_streams_and_unknown_domains_are_refused(data_dir):
         open_streams(data_dir, method_config={"two_streams": True})
     with pytest.raises(LookupError, match="train_domains.*d7"):
         open_streams(data_dir, train_domains=["d7"])
+    with pytest.raises(ValueError, match="finished folder streams/none .*missing"):
+        open_streams(data_dir, extra_rows={"streams/none": 1.0})
