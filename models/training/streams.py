@@ -208,9 +208,11 @@ def _asked_streams(method: Method, config: RunConfig) -> dict[str, Stream]:
     for name in config.train_domains:
         if name not in method.schema.domains:
             raise lookup_error("train_domains", name, method.schema.domains)
-    streams[MAIN] = dataclasses.replace(
-        streams[MAIN], domains=tuple(config.train_domains)
-    )
+    own = tuple(config.train_domains)
+    streams = {
+        name: stream if stream.domains else dataclasses.replace(stream, domains=own)
+        for name, stream in streams.items()
+    }
     for path, share in config.extra_rows.items():
         streams[EXTRA + path] = Stream(path=path, batch_share=share)
     return streams

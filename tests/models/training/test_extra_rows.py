@@ -112,6 +112,15 @@ def test_run_trains_on_them_and_scores_all_domains(data_dir, tmp_path):
     assert {cell["domain"] for cell in cells} == {"d0", "d1", "d2"}
 
 
+def test_rows_held_out_for_fusion_are_of_the_same_domains(data_dir):
+    settings = {"fusion_update": "alternate", "fusion_holdout": 0.3}
+    opened, _ = open_streams(
+        data_dir, method="m3oe", method_config=settings, extra_rows={}
+    )
+    domains = {name: plan.domains for name, plan in opened.plans.items()}
+    assert domains == {"main": ("d1",), "held_out": ("d1",)}
+
+
 def test_methods_of_several_streams_and_unknown_domains_are_refused(data_dir):
     with pytest.raises(ValueError, match="extra_rows are for methods .* main, other"):
         open_streams(data_dir, method_config={"two_streams": True})
