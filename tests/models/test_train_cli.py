@@ -25,11 +25,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    fakes.register()
     workdir = tmp_path_factory.mktemp("run") / "w"
     arguments = ["--method", "fake", "--data_dir", str(data.data_dir)]
     arguments += ["--workdir", str(workdir), "--max_epochs", "1", "--batch_size", "64"]
-    assert train.main([*arguments, "--set", "form=mtl"]) == 0
+    with fakes.registered():
+        assert train.main([*arguments, "--set", "form=mtl"]) == 0
     return arguments, workdir
 
 

@@ -1,5 +1,6 @@
-"""Small methods for the tests of the trainer; registered by `register`."""
+"""Small methods for the tests of the trainer; registered by `registered`."""
 
+import contextlib
 import json
 import os
 
@@ -137,8 +138,14 @@ class Fake(Method):
         return self._event()
 
 
-def register():
+@contextlib.contextmanager
+def registered():
+    """Knows the method `fake` inside: other tests must not meet it."""
     registry.METHODS["fake"] = f"{__name__}:Fake"
+    try:
+        yield
+    finally:
+        del registry.METHODS["fake"]
 
 
 def config(data_dir, **changes):

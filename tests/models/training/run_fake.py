@@ -22,5 +22,5 @@ if __name__ == "__main__":
         return plain_run(self, iterators, steps)
 
     Loop.run = run
-    fakes.register()
-    sys.exit(train.main(sys.argv[3:]))
+    with fakes.registered():
+        sys.exit(train.main(sys.argv[3:]))

@@ -31,12 +31,12 @@ def _same_run(a, b):
 
 @pytest.fixture(scope="module")
 def whole_run(dataset, tmp_path_factory):
-    fakes.register()
     workdir = tmp_path_factory.mktemp("whole")
     config = fakes.config(
         dataset.data_dir, method_config=HARD, checkpoint_every="7 steps"
     )
-    trainer.train(config, workdir)
+    with fakes.registered():
+        trainer.train(config, workdir)
     return config, workdir
 
 
