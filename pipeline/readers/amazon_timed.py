@@ -7,9 +7,12 @@ Negatives: each positive gets `negatives` rows of the same user, domain and time
 item the user never bought in the whole log, and that somebody had bought by then
 (`candidates: seen`): an item of the test period that is a negative of the training
 period would teach that nobody wants what is about to be bought, and give AUCs below
-one half.  The item is a function of (seed, user, item, domain, time, number of the
-negative) and of the whole log: file order and splits of the work change nothing, and a
-negative lies in the same split as its positive whenever the split goes by time.
+one half.  With `recent` it is the item of one of the domain's latest purchases up to
+then, so that new items are negatives as often as positives: of `seen` items few are
+new, and a model could tell a purchase by that (or, where new items share one untrained
+vector, by chance).  The item is a function of (seed, user, item, domain, time, number
+of the negative) and of the whole log: file order and splits of the work change nothing,
+and a negative lies in the same split as its positive whenever the split goes by time.
 """
 
 import json
@@ -36,7 +39,9 @@ OPTIONS = {
     "seed": 0,
 }
 SAMPLING = {"uniform": 0.0, "popularity": 0.75}  # chance ~ count ** exponent
-CANDIDATES = ("seen", "all")
+CANDIDATES = ("seen", "recent", "all")
+# So many of a domain's latest purchases are `recent`.
+RECENT = 2000
 # So many of the first items count as seen from the start, when little is on record.
 MIN_SEEN = 100
 # Name of a pair: (ABXI's abbreviation, names of its domains 0 and 1).
@@ -53,7 +58,8 @@ class AmazonTimedReader(Reader):
     Columns: user, item, domain, timestamp (seconds), click (1 or 0).
     `source.options`: pair (food_kitchen, beauty_electronics), negatives (rows a
     positive, 0 or more), sampling (uniform, or popularity: chance ~ count ** 0.75 over
-    the whole log), candidates (seen: items bought by anybody up to then; all: items of
+    the whole log), candidates (seen: items bought by anybody up to then; recent: those of
+    the domain's latest 2,000 purchases up to then, as often as they sold; all: items of
     the whole log, later ones too), seed.
     """
 
@@ -76,6 +82,11 @@ class AmazonTimedReader(Reader):
                     f"source.options.{name} must be one of {', '.join(known)}; got "
                     f"{options[name]!r} (reader amazon_timed)."
                 )
+        if options["candidates"] == "recent" and options["sampling"] != "uniform":
+            raise ReadError(
+                "source.options.sampling must be uniform with candidates=recent, which "
+                f"follow sales already; got {options['sampling']!r} (amazon_timed)."
+            )
         if options["negatives"] < 0:
             raise ReadError(
                 "source.options.negatives must be at least 0; got "
@@ -129,7 +140,8 @@ def with_negatives(
       negatives: Rows a positive.
       sampling: "uniform" over the items of the domain, or "popularity".
       seed: Any integer.
-      candidates: "seen" up to the row's time, or "all" of the log.
+      candidates: "seen" up to the row's time, "recent" purchases up to then, or "all"
+        of the log.
 
     Raises:
       ReadError: When a user bought (nearly) all candidates of a domain.
@@ -148,8 +160,13 @@ def with_negatives(
         keys = hashing.mix64(base_hash + np.uint64(number))
         for domain in np.unique(domains):
             own = np.flatnonzero(domains == domain)
-            draw = _Draw(items[own], times[own], item_names, SAMPLING[sampling])
-            open_to = draw.seen(times[own] if candidates == "seen" else None)
+            draw: _Draw | _Recent
+            if candidates == "recent":
+                draw = _Recent(items[own], times[own], item_names)
+                open_to = draw.seen(times[own])
+            else:
+                draw = _Draw(items[own], times[own], item_names, SAMPLING[sampling])
+                open_to = draw.seen(times[own] if candidates == "seen" else None)
             chosen[own] = _unbought(draw, keys[own], open_to, users[own], bought)
         part = rows.set_column(
             rows.column_names.index("item"), "item", item_names.take(pa.array(chosen))
@@ -192,8 +209,32 @@ class _Draw:
         return self.codes[np.minimum(place, open_to - 1)]
 
 
+class _Recent:
+    """Items of a domain's purchases by a 64-bit number, in the order of their times.
+
+    Purchases of one time stand by item name, so that no file order changes it.
+    """
+
+    def __init__(self, items: np.ndarray, times: np.ndarray, names: pa.Array) -> None:
+        order = np.lexsort([pc.rank(names).to_numpy()[items], times])
+        self._items, self._times = items[order], times[order]
+        self.num_names = len(names)
+
+    def seen(self, times: np.ndarray) -> np.ndarray:
+        """Returns how many purchases lie before the end of a row's time, int64 [B]."""
+        known = np.searchsorted(self._times, times, side="right")
+        return np.clip(known, min(MIN_SEEN, len(self._times)), None)
+
+    def __call__(self, keys: np.ndarray, open_to: np.ndarray) -> np.ndarray:
+        """Returns item codes int64 [B] of keys uint64 [B], of the latest `RECENT`."""
+        unit = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
+        window = np.minimum(open_to, RECENT)
+        back = np.minimum((unit * window).astype(np.int64), window - 1)
+        return self._items[open_to - 1 - back]
+
+
 def _unbought(
-    draw: _Draw,
+    draw: _Draw | _Recent,
     keys: np.ndarray,
     open_to: np.ndarray,
     users: np.ndarray,

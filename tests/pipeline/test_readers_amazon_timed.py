@@ -7,6 +7,7 @@ import pytest
 
 from features.registry import dataset_spec
 from pipeline import registry
+from pipeline.readers import amazon_timed
 from pipeline.readers.amazon_timed import with_negatives
 from pipeline.readers.base import ReadError
 
@@ -141,6 +142,35 @@ def test_negatives_are_of_items_that_somebody_had_bought_by_then():
     assert late.mean() == pytest.approx(175, abs=12)  # uniform over 0..time
     item, time = drawn("all")
     assert (item > time)[time > 100].mean() > 0.3
+
+
+def test_recent_negatives_are_new_as_often_as_purchases_are(monkeypatch):
+    """A new item every fourth day; the others are of three that always sell."""
+    monkeypatch.setattr(amazon_timed, "RECENT", 200)
+    rows = [
+        (f"u{i}", f"n{i:05}" if i % 4 == 0 else f"old{i % 4}", "food", i)
+        for i in range(4000)
+    ]
+
+    def drawn(rows):
+        result = with_negatives(
+            table(rows), negatives=2, sampling="uniform", seed=1, candidates="recent"
+        ).to_pandas()
+        return result[(result["click"] == 0) & (result["timestamp"] > 400)]
+
+    found = drawn(rows)
+    is_new = found["item"].str.startswith("n")
+    # Users of an old item draw among three quarters of the purchases, others all.
+    expected = 0.75 * 0.25 / 0.75 + 0.25 * 0.25
+    assert is_new.mean() == pytest.approx(expected, abs=0.02)
+    age = found["timestamp"][is_new] - found["item"][is_new].str[1:].astype(int)
+    assert (age.min(), age.max()) == (1, 199)
+    again = drawn([rows[i] for i in np.random.default_rng(1).permutation(len(rows))])
+    one, two = (
+        collections.Counter(zip(x["user"], x["item"], strict=True))
+        for x in (found, again)
+    )
+    assert one == two
 
 
 def test_number_of_negatives_and_columns_are_options(tmp_path):
