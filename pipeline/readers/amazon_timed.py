@@ -58,9 +58,9 @@ class AmazonTimedReader(Reader):
     Columns: user, item, domain, timestamp (seconds), click (1 or 0).
     `source.options`: pair (food_kitchen, beauty_electronics), negatives (rows a
     positive, 0 or more), sampling (uniform, or popularity: chance ~ count ** 0.75 over
-    the whole log), candidates (seen: items bought by anybody up to then; recent: those of
-    the domain's latest 2,000 purchases up to then, as often as they sold; all: items of
-    the whole log, later ones too), seed.
+    the whole log), candidates (seen: items bought by anybody up to then; recent: items
+    of the domain's latest 2,000 purchases up to then, as often as they sold; all: items
+    of the whole log, later ones too), seed.
     """
 
     def shards(
