@@ -262,7 +262,8 @@ class AREAD(Method):
         much each expert above reads each below; 0 where the mask has cut the edge.
         """
         names, found = self.schema.domains, {}
-        for layer, overlap in enumerate(self.mask_overlap(), start=1):
+        overlaps = self.mask_overlap() if self.config.use_masks else []
+        for layer, overlap in enumerate(overlaps, start=1):
             found[f"mask overlap, layer {layer}"] = Matrix(names, names, overlap)
         all_mixing = self.expert_utilisation()
         for layer, mixing in enumerate(all_mixing, start=1):
@@ -270,7 +271,9 @@ class AREAD(Method):
             use = mixing.sum(axis=1) / active[:, np.newaxis]
             experts = [str(i) for i in range(use.shape[1])]
             found[f"use of experts, layer {layer}"] = Matrix(names, experts, use)
-        last, overlap = all_mixing[-1], self.mask_overlap()[-1]
+        if not overlaps:  # no masks: every two domains are as alike
+            return found
+        last, overlap = all_mixing[-1], overlaps[-1]
         below = [str(i) for i in range(last.shape[2])]
         for which, pair in masks_lib.extreme_pairs(overlap).items():
             rows = [f"{names[d]} {i}" for d in pair for i in range(last.shape[1])]

@@ -257,6 +257,11 @@ def test_matrices_show_the_pairs_of_most_and_least_alike_domains():
     assert least.values[0].tolist() == [1.0, 0.0, 0.0]  # its one edge
 
 
+def test_without_masks_there_is_no_overlap_to_show():
+    names = aread(use_masks=False).matrices().keys()
+    assert set(names) == {"use of experts, layer 1", "use of experts, layer 2"}
+
+
 def test_one_domain_has_no_pair_and_two_have_one():
     assert masks_lib.extreme_pairs(np.ones([1, 1])) == {}
     assert masks_lib.extreme_pairs(np.ones([2, 2])) == {"most": (0, 1)}
