@@ -63,15 +63,45 @@ def read_yaml(path: str | pathlib.Path) -> dict[str, Any]:
             f"config path must be an existing file; got {str(path)!r}. "
             "Check the path, or list the built-in names with --help."
         )
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} must be valid YAML: {error}") from error
+    values = parse_yaml(path.read_text("utf-8"), where=str(path))
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} must hold a mapping at its top; got {type(values).__name__}."
         )
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping with one key twice, of which the last would win unseen."""
+
+    # Before merges (`<<`) are resolved: a key may well stand beside a merged one.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                first = seen[key.tag, key.value].line + 1
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} must stand once in a mapping; got it "
+                    f"again, first in line {first}. Remove one of them",
+                    problem_mark=key.start_mark,
+                )
+            seen[key.tag, key.value] = key.start_mark
+        return node
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Returns what YAML (or JSON) text holds.
+
+    Raises:
+      ConfigError: For text that is not YAML, or a key twice in a mapping.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)  # a safe loader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} must be valid YAML: {error}") from error
 
 
 def apply_overrides(
@@ -95,7 +125,7 @@ def apply_overrides(
                 raise ConfigError(
                     f"--set {item!r}: {parent!r} is a value, not a group of keys."
                 )
-        node[last] = yaml.safe_load(text)
+        node[last] = parse_yaml(text, where=f"--set {item!r}")
     return result
 
 

@@ -6,9 +6,13 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
-from features.config import ConfigError, apply_overrides, lookup_error, read_yaml
+from features.config import (
+    ConfigError,
+    apply_overrides,
+    lookup_error,
+    parse_yaml,
+    read_yaml,
+)
 from features.spec import DatasetSpec, DomainIndicator
 
 DATASETS = {
@@ -112,8 +116,8 @@ def _forget_siblings(values: dict[str, Any], override: str) -> None:
         node = node.get(parent) if isinstance(node, dict) else None
     if last in _KINDS and isinstance(node, dict) and parents:
         try:
-            new = yaml.safe_load(text)
-        except yaml.YAMLError:
+            new = parse_yaml(text, where=override)
+        except ConfigError:
             return  # apply_overrides meets the same text and says what is wrong
         if node.get(last) not in (None, new):
             for key in [k for k in node if k != "name"]:

@@ -79,6 +79,26 @@ def test_file_that_is_no_mapping_is_an_error(tmp_path, text, message):
         read_yaml(path)
 
 
+def test_key_written_twice_is_an_error_and_names_both_lines(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\nb: {c: 2, d: 3, c: 4}\n")
+    with pytest.raises(ConfigError, match=r"(?s)'c'.*first in line 2.*line 2, column"):
+        read_yaml(path)
+
+
+def test_key_beside_a_merged_one_overrides_it(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\n")
+    values = read_yaml(path)
+    assert values["b"] == {"x": 1, "y": 3}
+    assert values["c"] == {"x": 4, "y": 3}
+
+
+def test_override_that_is_no_yaml_is_an_error_that_shows_it():
+    with pytest.raises(ConfigError, match=r"--set 'a=\[x' must be valid YAML"):
+        apply_overrides({}, ["a=[x"])
+
+
 def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="existing file"):
         read_yaml(tmp_path / "none.yaml")
