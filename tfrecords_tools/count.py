@@ -29,14 +29,7 @@ def count_rows(
         return rows
     try:
         chosen = selection_lib.select(
-            dataset,
-            split=split,
-            domains=domains,
-            tasks=(),
-            days=days,
-            keys=(),
-            remap_domains=False,
-            hash_range=hash_range,
+            dataset, split=split, domains=domains, days=days, hash_range=hash_range
         )
     except selection_lib.NoRowsError:
         return dict.fromkeys(names, 0)

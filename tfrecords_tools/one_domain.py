@@ -12,6 +12,7 @@ memory stays what it is for one stream, but each row is parsed D times an epoch.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -20,25 +21,19 @@ from features.dataset import Dataset
 from tfrecords_tools import memory, read
 from tfrecords_tools import selection as selection_lib
 from tfrecords_tools.order import Order
-from tfrecords_tools.selection import ALL_HASHES, Selection
+from tfrecords_tools.selection import Request, Selection
 
 
 def read_one_domain(
     dataset: Dataset,
     *,
     domain_rows: Mapping[str, int],
-    split: str = "train",
-    domains: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    days: tuple[int, int] | None = None,
-    hash_range: tuple[float, float] = ALL_HASHES,
     batch_size: int,
     shuffle_seed: int,
     epoch: int = 0,
     skip_batches: int = 0,
-    keys: Sequence[str] = (),
-    remap_domains: bool = False,
     cache: bool | None = None,
+    **request: Unpack[Request],
 ) -> tf.data.Dataset:
     """Returns one epoch of batches, each of one domain: every row exactly once.
 
@@ -46,35 +41,20 @@ def read_one_domain(
     Differs: there the rows of a domain go on where the epoch before ended.
 
     Args:
-      dataset: As this and all that follows in `read.read_stream`.
+      dataset: An opened data set.
       domain_rows: What `count.count_rows` gives for the same request.
-      split: Split to read.
-      domains: Domains to keep; empty keeps all.
-      tasks: Tasks; empty gives all.
-      days: First and last day to keep.
-      hash_range: Rows to keep by the hash of their `row_id`.
       batch_size: B.
       shuffle_seed: With `epoch` it fixes the order of domains and rows.
       epoch: Number of the epoch.
       skip_batches: Batches to leave out at the start.
-      keys: Key columns to give as well.
-      remap_domains: Count domain indices within `domains`.
       cache: Decode the split into memory; None decides by its size.
+      **request: Which rows and columns; see `selection.Request`.
 
     Raises:
       LookupError: For an unknown split, domain, task or key.
       ValueError: If no row is left, or the files hold other rows than `domain_rows`.
     """
-    chosen = selection_lib.select(
-        dataset,
-        split=split,
-        domains=domains,
-        tasks=tasks,
-        days=days,
-        hash_range=hash_range,
-        keys=keys,
-        remap_domains=remap_domains,
-    )
+    chosen = selection_lib.select(dataset, **request)
     if cache is None:
         cache = read.decoded_bytes(chosen) <= read.CACHE_LIMIT_BYTES
     names = [name for name in chosen.domains if domain_rows[name]]

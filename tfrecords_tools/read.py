@@ -14,7 +14,8 @@ Nothing is done row by row, and the order depends on (shuffle_seed, epoch) alone
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ from tfrecords_tools import decode, memory, plan, records
 from tfrecords_tools import selection as selection_lib
 from tfrecords_tools.batch import Batch
 from tfrecords_tools.order import Order
-from tfrecords_tools.selection import ALL_HASHES, Selection
+from tfrecords_tools.selection import ALL_HASHES, Request, Selection
 
 CACHE_LIMIT_BYTES = 512 * 2**20  # of one split, decoded; MovieLens-1M takes 50 MB
 SHUFFLE_WINDOW_ROWS = 131_072  # 32 blocks of 4,096: about 20 MB at 40 columns
@@ -39,10 +40,6 @@ _HASH_SALT = 0x9B05688C2B3E6C1F  # any constant: fraction of sqrt(11)
 def read_stream(
     dataset: Dataset,
     *,
-    split: str = "train",
-    domains: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    days: tuple[int, int] | None = None,
     batch_size: int,
     shuffle_seed: int | None = None,
     epoch: int = 0,
@@ -50,10 +47,8 @@ def read_stream(
     num_workers: int = 1,
     worker_index: int = 0,
     drop_remainder: bool = False,
-    keys: Sequence[str] = (),
-    remap_domains: bool = False,
-    hash_range: tuple[float, float] = ALL_HASHES,
     cache: bool | None = None,
+    **request: Unpack[Request],
 ) -> tf.data.Dataset:
     """Returns one epoch of batches: every row of the request exactly once.
 
@@ -62,10 +57,6 @@ def read_stream(
 
     Args:
       dataset: An opened data set.
-      split: "train", "validation" or "test".
-      domains: Domains to keep; empty keeps all.
-      tasks: Tasks, in the order of the label columns; empty gives all.
-      days: First and last day to keep, as YYYYMMDD; None keeps all.
       batch_size: B, at least 1.
       shuffle_seed: None reads in file order; a number shuffles.
       epoch: Number of the epoch; with the seed it fixes the order.
@@ -75,11 +66,8 @@ def read_stream(
       num_workers: Workers that share the rows.
       worker_index: Which of them this is.
       drop_remainder: Leave out the last batch if it is not full.
-      keys: Key columns to give as well: "row_id", "user_key", "day".
-      remap_domains: Count domain indices within `domains`, in their order.
-      hash_range: Keep rows whose `row_hash` is in [low, high): (0, 0.05) is about one
-        row in twenty, the same ones in any run, and (0.05, 1) all the others.
       cache: Decode the split into memory; None decides by `CACHE_LIMIT_BYTES`.
+      **request: Which rows and columns; see `selection.Request`.
 
     Raises:
       LookupError: For an unknown split, domain, task or key.
@@ -91,16 +79,7 @@ def read_stream(
     _check_range("skip_batches", skip_batches, 0)
     _check_range("num_workers", num_workers, 1)
     _check_range("worker_index", worker_index, 0, num_workers - 1)
-    chosen = selection_lib.select(
-        dataset,
-        split=split,
-        domains=domains,
-        tasks=tasks,
-        days=days,
-        keys=keys,
-        remap_domains=remap_domains,
-        hash_range=hash_range,
-    )
+    chosen = selection_lib.select(dataset, **request)
     if cache is None:
         cache = decoded_bytes(chosen) <= CACHE_LIMIT_BYTES
     order = Order(shuffle_seed, epoch, num_workers, worker_index)
@@ -121,29 +100,12 @@ def finished(stream: tf.data.Dataset) -> tf.data.Dataset:
     return stream.prefetch(_PREFETCH_BATCHES).with_options(options)
 
 
-def cached_arrays(
-    dataset: Dataset,
-    *,
-    split: str = "train",
-    domains: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    days: tuple[int, int] | None = None,
-    keys: Sequence[str] = (),
-    remap_domains: bool = False,
-) -> Batch:
+def cached_arrays(dataset: Dataset, **request: Unpack[Request]) -> Batch:
     """Returns all rows of a request in one `Batch` of numpy arrays, in file order.
 
     Arguments and errors as `read_stream`, which shares the decoded rows.
     """
-    chosen = selection_lib.select(
-        dataset,
-        split=split,
-        domains=domains,
-        tasks=tasks,
-        days=days,
-        keys=keys,
-        remap_domains=remap_domains,
-    )
+    chosen = selection_lib.select(dataset, **request)
     batch = memory.unpack(load(dataset, chosen), layout_of(chosen))
     return tf.nest.map_structure(lambda tensor: tensor.numpy()[:-1], batch)
 

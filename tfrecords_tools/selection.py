@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -19,6 +20,29 @@ _DAY_FOLDER = re.compile(r"^dt=(\d{8})$")
 
 class NoRowsError(ValueError):
     """A request that leaves no row."""
+
+
+class Request(TypedDict, total=False):
+    """Which rows and columns of a data set are wanted, as all readers take it.
+
+    Attributes:
+      split: "train" (default), "validation" or "test".
+      domains: Domains to keep; empty keeps all.
+      tasks: Tasks, in the order of the label columns; empty gives all.
+      days: First and last day to keep, as YYYYMMDD; None keeps all.
+      hash_range: Keep rows whose `read.row_hash` is in [low, high): (0, 0.05) is about
+        one row in twenty, the same ones in any run, and (0.05, 1) all the others.
+      keys: Key columns to give as well: "row_id", "user_key", "day".
+      remap_domains: Count domain indices within `domains`, in their order.
+    """
+
+    split: str
+    domains: Sequence[str]
+    tasks: Sequence[str]
+    days: tuple[int, int] | None
+    hash_range: tuple[float, float]
+    keys: Sequence[str]
+    remap_domains: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +92,15 @@ class Selection:
 def select(
     dataset: Dataset,
     *,
-    split: str,
-    domains: Sequence[str],
-    tasks: Sequence[str],
-    days: tuple[int, int] | None,
-    keys: Sequence[str],
-    remap_domains: bool,
+    split: str = "train",
+    domains: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    days: tuple[int, int] | None = None,
     hash_range: tuple[float, float] = ALL_HASHES,
+    keys: Sequence[str] = (),
+    remap_domains: bool = False,
 ) -> Selection:
-    """Returns the checked request; see `read.read_stream` for the arguments.
+    """Returns the checked request; see `Request` for the arguments.
 
     Raises:
       LookupError: For an unknown split, domain, task or key, naming the nearest.
