@@ -5,7 +5,9 @@ how many times longer a row takes than mlp's at the same D; `cost_vs_first` agai
 own first D.  `update_share_of_cpu` is the optimiser's step on all weights but tables,
 alone, over the whole step: what the weights of D domains cost whatever the rows.
 `ple` is one CGC level; `ple_2_levels` has a lower level, whose cost grows with D by
-definition, and is run for the smallest D only.
+definition.  `din`, `eta` and `ecat_history` attend to a history of 50 items, which the
+others do not have; what that costs does not depend on D.  `ple_2_levels` and
+`ecat_history` are run for the smallest D only.
 """
 
 import argparse
@@ -20,6 +22,9 @@ from tests.benchmarks import timing  # isort: skip
 FIELDS = 15  # and the domain's: 16 of width 16
 ROWS_OF_TABLE = 10_000
 UNITS = [256, 128, 64]
+HISTORY = 50  # items, all there
+WITH_HISTORY = ("din", "eta", "ecat_history")
+SMALLEST_ONLY = ("ple_2_levels", "ecat_history")
 SETTINGS = {
     "mlp": ("mlp", {"hidden_units": UNITS}),
     "shared_bottom": ("shared_bottom", {"hidden_units": UNITS}),
@@ -47,19 +52,35 @@ SETTINGS = {
         },
     ),
     "cctl": ("cctl", {"target_domain": "d1", "hidden_units": UNITS}),
+    "din": ("din", {"hidden_units": UNITS}),
+    "eta": ("eta", {"hidden_units": UNITS, "short_length": 10, "top_k": 20}),
+    "ecat_history": (
+        "ecat",
+        {
+            "target_domain": "d1",
+            "hidden_units": UNITS,
+            "short_length": 10,
+            "top_k": 20,
+            "use_distillation": False,
+        },
+    ),
 }
 
 
 def measure(names, num_domains, args, peak):
     """Returns results by method for one number of domains."""
-    schema = timing.make_schema(
-        [ROWS_OF_TABLE] * FIELDS, num_domains, args.tasks, width=16
-    )
+    schemas = {
+        history: timing.make_schema(
+            [ROWS_OF_TABLE] * FIELDS, num_domains, args.tasks, history=history
+        )
+        for history in (0, HISTORY)
+    }
     clock, runs, results = timing.Clock(), {}, {}
     for name in names:
         method, settings = SETTINGS[name]
         timing.reset_peak()
         before = timing.peak_mib()
+        schema = schemas[HISTORY if name in WITH_HISTORY else 0]
         made = timing.make_method(method, schema, **settings)
         runs[name] = timing.Training(made, timing.make_batches(made, args.batch))
         runs[name].run(1)
@@ -105,7 +126,7 @@ def main(argv=None):
     table = {}
     for num_domains in args.domains:
         small = num_domains == min(args.domains)
-        chosen = [n for n in names if small or n != "ple_2_levels"]
+        chosen = [n for n in names if small or n not in SMALLEST_ONLY]
         table[num_domains] = measure(chosen, num_domains, args, peak)
         gc.collect()
     first = table[args.domains[0]]["methods"]

@@ -138,15 +138,20 @@ def peak_mib():
     return int(lines["VmHWM"].split()[0]) // 1024
 
 
-def make_schema(num_ids, num_domains, num_tasks, *, width=16, numbers=0):
-    """Returns one id field per entry of `num_ids`, an indicator of the domain, and
-    numeric fields."""
+def make_schema(num_ids, num_domains, num_tasks, *, width=16, numbers=0, history=0):
+    """Returns one id field per entry of `num_ids`, an indicator of the domain, numeric
+    fields, and a history of the first field's ids where `history` is a length."""
     fields = [
         FeatureInfo(f"id{i}", "item", "id", f"id{i}", rows, width)
         for i, rows in enumerate(num_ids)
     ]
     fields.append(FeatureInfo("domain_id", "domain", "id", "d", num_domains, width))
     fields += [FeatureInfo(f"x{i}", "item", "number") for i in range(numbers)]
+    if history:
+        kind = "sequence"
+        fields.append(
+            FeatureInfo("history", kind, kind, "id0", num_ids[0], width, history)
+        )
     return ModelSchema(
         tuple(fields),
         tuple(f"d{i}" for i in range(num_domains)),
@@ -185,7 +190,8 @@ def make_batch(schema, rows, *, shares=None, seed=0):
         if info.kind == "number":
             features[info.name] = tf.constant(rng.random(rows), tf.float32)
         elif info.role != "domain":
-            ids = rng.zipf(1.3, rows) % (info.num_ids - 2) + 2
+            shape = (rows, info.length) if info.kind == "sequence" else rows
+            ids = rng.zipf(1.3, shape) % (info.num_ids - 2) + 2
             features[info.name] = tf.constant(ids, tf.int32)
     labels = rng.integers(0, 2, (rows, schema.num_tasks))
     return Batch(
