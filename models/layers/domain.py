@@ -67,15 +67,8 @@ class DomainDense(keras.layers.Layer):
         if self.norm == "none":
             x = rows.add(rows.matmul(x, self.kernel), self.bias)
             return normalise.activate(x, self.activation)
-        kernel, bias = tf.convert_to_tensor(self.kernel), self.bias
-        by_kernel = _centre_kernels(x, kernel)
-        if by_kernel:
-            kernel, bias = normalise.centre(kernel), normalise.centre(bias)
-        x = rows.view(rows.add(rows.matmul(x, kernel), bias))
-        x = x if by_kernel else normalise.centre(x)
-        gamma, beta = rows.param(self.gamma), rows.param(self.beta)
-        return rows.flat(
-            normalise.scale_norm(x, gamma, beta, activation=self.activation)
+        return norm_dense(
+            x, rows, self.kernel, self.bias, self.gamma, self.beta, self.activation
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -290,6 +283,38 @@ class DomainTowers(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout,
         }
+
+
+def norm_dense(
+    x: tf.Tensor,
+    rows: DomainRows,
+    kernel: tf.Tensor,
+    bias: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    activation: str | None,
+) -> tf.Tensor:
+    """Returns `act(LayerNorm(x W_d + b_d))` [N, H] by each row's own domain d.
+
+    Call it inside a section of `rows`.
+
+    Args:
+      x: Working rows [N, I].
+      rows: How they are laid out by domain.
+      kernel: W, [D, I, H].
+      bias: b, [D, H].
+      gamma: Scale of the norm, [D, H].
+      beta: Its shift, [D, H].
+      activation: Name of a Keras activation, or None.
+    """
+    kernel = tf.convert_to_tensor(kernel)
+    by_kernel = _centre_kernels(x, kernel)
+    if by_kernel:
+        kernel, bias = normalise.centre(kernel), normalise.centre(bias)
+    x = rows.view(rows.add(rows.matmul(x, kernel), bias))
+    x = x if by_kernel else normalise.centre(x)
+    gamma, beta = rows.param(gamma), rows.param(beta)
+    return rows.flat(normalise.scale_norm(x, gamma, beta, activation=activation))
 
 
 def _centre_kernels(x: tf.Tensor, kernel: tf.Tensor) -> bool:

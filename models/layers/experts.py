@@ -7,6 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models.layers import normalise
+from models.layers.domain import norm_dense
 from models.layers.domain_rows import DomainRows
 from models.layers.initialisers import Stacked
 
@@ -88,33 +89,62 @@ class StackedMLP(keras.layers.Layer):
             width = units
         super().build(input_shape)
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(
+        self,
+        x: tf.Tensor,
+        training: bool = False,
+        chosen: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Returns [K, B, H], or [B, K, H] with `rows_first`.
 
         Args:
           x: [B, I], shared, or [K, B, I], private.
           training: Whether dropout is on.
+          chosen: int32 [K], the experts to compute, in this order; None: all.
         """
         for i in range(len(self.hidden_units)):
-            x = self._layer(i, x)
+            x = self._layer(i, x, chosen)
             if self.drops:
                 x = self.drops[i](x, training=training)
         return x
 
-    def _layer(self, i: int, x: tf.Tensor) -> tf.Tensor:
-        kernel, bias = self.kernels[i], self.biases[i]
+    def by_domain(self, x: tf.Tensor, rows: DomainRows, first: int) -> tf.Tensor:
+        """Returns [N, H]: each row of domain d through expert `first + d` alone.
+
+        For one layer with `norm` layer.
+
+        Args:
+          x: Working rows [N, I].
+          rows: How they are laid out by domain.
+          first: The expert of domain 0; the next ones are of the next domains.
+        """
+        own = slice(first, first + rows.num_domains)
+        kernel, bias, gamma, beta = (
+            tf.convert_to_tensor(part[0])[own]
+            for part in (self.kernels, self.biases, self.gammas, self.betas)
+        )
+        return rows.section(
+            lambda h: norm_dense(h, rows, kernel, bias, gamma, beta, self.activation), x
+        )
+
+    def _layer(self, i: int, x: tf.Tensor, chosen: tf.Tensor | None) -> tf.Tensor:
+        def part(weights: Sequence[tf.Variable]) -> tf.Tensor:
+            whole = tf.convert_to_tensor(weights[i])
+            return whole if chosen is None else tf.gather(whole, chosen)
+
+        kernel, bias = part(self.kernels), part(self.biases)
         if self.norm == "layer":
             kernel, bias = normalise.centre(kernel), normalise.centre(bias)
         if self.rows_first:
             flat = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [x.shape[-1], -1])
             x = tf.matmul(x, flat) + tf.reshape(bias, [-1])
-            x = tf.reshape(x, [-1, self.num_experts, self.hidden_units[i]])
+            x = tf.reshape(x, [-1, kernel.shape[0], self.hidden_units[i]])
         else:
             x = x[tf.newaxis] if x.shape.rank == 2 else x
             x = tf.matmul(x, kernel) + bias[:, tf.newaxis]
         if self.norm == "none":
             return normalise.activate(x, self.activation)
-        gamma, beta = tf.convert_to_tensor(self.gammas[i]), self.betas[i]
+        gamma, beta = part(self.gammas), part(self.betas)
         if not self.rows_first:
             gamma, beta = gamma[:, tf.newaxis], beta[:, tf.newaxis]
         return normalise.scale_norm(x, gamma, beta, activation=self.activation)

@@ -16,6 +16,7 @@ from models.layers.domain_model import DomainModel
 from models.layers.domain_rows import DomainRows
 from models.layers.fusion import FixedFusion, Fusion
 from models.layers.mlp import MLP, DenseBlock
+from models.layers.sample import SampledDomains
 from models.layers.star import StarDense
 from models.method import (
     MAIN,
@@ -72,6 +73,9 @@ class M3oEConfig(MethodConfig):
     )
     use_domain_experts: bool = True
     use_task_experts: bool = True
+    foreign_experts: int = Field(
+        0, ge=0, description="domain experts a training step draws; 0: all of them"
+    )
     gate_stop_gradient: bool = True
     star_initializer: Literal["xavier", "ones"] = "xavier"
     paper_strict: bool = Field(
@@ -97,6 +101,18 @@ class M3oEConfig(MethodConfig):
             raise ValueError(
                 "fusion_update must be joint with fusion_ablation=gated, which has no "
                 f"fusion weights; got {self.fusion_update}. Remove it."
+            )
+        if self.foreign_experts == 1:
+            raise ValueError(
+                "foreign_experts must be 0 (all) or at least 2: one might be a row's "
+                "own and leave it none; got 1. Set it to 2."
+            )
+        if self.foreign_experts and (
+            self.fusion_ablation or not self.use_domain_experts
+        ):
+            raise ValueError(
+                "foreign_experts must be 0 with fusion_ablation and without domain "
+                f"experts; got {self.foreign_experts}. Remove it."
             )
         return self
 
@@ -199,6 +215,10 @@ class M3oEModel(DomainModel):
         self.experts = experts.StackedMLP(
             sum(self.counts), [config.expert_units], norm="layer", rows_first=True
         )
+        self.sample: SampledDomains | None = None
+        if 0 < config.foreign_experts < num_domains:
+            self.sample = SampledDomains(num_domains, config.foreign_experts)
+            self.sample.build([])  # now: its generator is in the first checkpoint
         is_gated = config.fusion_ablation == "gated"
         gated = sum(self.counts) if is_gated else config.num_shared_experts
         self.gates = experts.Gates(num_domains, num_tasks, gated)
@@ -230,8 +250,12 @@ class M3oEModel(DomainModel):
         del valid
         h = self.representation(x, rows)
         side = tf.stop_gradient(h) if self.config.gate_stop_gradient else h
-        weights = self.mixture(self.gates(side, rows), domain)
-        fused = self.fuse(weights, self.experts(h))
+        gates = self.gates(side, rows)
+        if training and self.sample is not None and self.fusion is not None:
+            sample, table = self.sample(h), self.fusion(domain)
+            fused = self.fuse_sampled(h, gates, domain, rows, sample, table)
+        else:
+            fused = self.fuse(self.mixture(gates, domain), self.experts(h))
         return self.towers(fused, rows, training=training)
 
     def fuse(self, weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
@@ -250,6 +274,46 @@ class M3oEModel(DomainModel):
             strict=True,
         )
         return tf.concat([experts.mix(*part) for part in parts], axis=-1)
+
+    def fuse_sampled(
+        self,
+        h: tf.Tensor,
+        gates: tf.Tensor,
+        domain: tf.Tensor,
+        rows: DomainRows,
+        sample: tf.Tensor,
+        table: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns h_{d,t} [N, T, H] with a sample of the other domains' experts.
+
+        A row's own expert is always there, computed by domain.  The mean over the
+        others is that over those in the sample, whose expectation it is.
+
+        Args:
+          h: [N, I].
+          gates: [N, T, shared experts].
+          domain: Domain index [N].
+          rows: How the rows are laid out by domain.
+          sample: int32 [K], different domains, K >= 2.
+          table: Of `Fusion`, [D, T, D + T].
+        """
+        shared, domains, tasks = self.counts
+        last = shared + domains
+        chosen = [tf.range(shared), shared + sample, tf.range(last, last + tasks)]
+        outputs = self.experts(h, chosen=tf.concat(chosen, axis=0))
+        own = self.experts.by_domain(h, rows, shared)
+        of_domains = table[..., :domains]  # [D, T, D]
+        others = 1.0 - tf.transpose(tf.one_hot(sample, domains))  # [D, K]
+        scale = (domains - 1.0) / tf.reduce_sum(others, axis=1, keepdims=True)
+        foreign = tf.gather(of_domains, sample, axis=-1)
+        parts = [foreign * (others * scale)[:, tf.newaxis]]
+        if tasks:
+            parts.append(table[..., domains:])
+        weights = tf.concat([gates, tf.gather(tf.concat(parts, -1), domain)], axis=-1)
+        diagonal = tf.linalg.diag_part(tf.transpose(of_domains, [1, 0, 2]))  # [T, D]
+        own_weight = tf.gather(tf.transpose(diagonal), domain)[..., tf.newaxis]
+        mixed = experts.mix(weights, outputs)
+        return mixed + tf.cast(own_weight, own.dtype) * own[:, tf.newaxis]
 
     def mixture(self, gates: tf.Tensor, domain: tf.Tensor) -> tf.Tensor:
         """Returns the weight of every expert in h_{d,t}: [N, T, K] float32.
@@ -271,7 +335,9 @@ class M3oEModel(DomainModel):
 
     def with_constant_fusion(self) -> "M3oEModel":
         """Returns a model on the same variables, the fusion weights now constants."""
-        copy = M3oEModel(self.config, self.schema)
+        # What serves draws nothing.
+        config = self.config.model_copy(update={"foreign_experts": 0})
+        copy = M3oEModel(config, self.schema)
         for name in ("embeddings", "representation", "experts", "gates", "towers"):
             setattr(copy, name, getattr(self, name))
         if self.fusion is not None:
@@ -291,7 +357,9 @@ class M3oE(Method):
     (what the authors' code does; `fusion_update=alternate` is the paper's, every
     `fusion_every` steps instead of once an epoch); the loss is the sum over (domain,
     task) cells of cell means, an absent cell counting 0; L2 is on dense weights only;
-    rows meet only their own domain's slot, gates and towers.
+    rows meet only their own domain's slot, gates and towers; with `foreign_experts`
+    (ours, for dozens of domains) a training step computes a sample of the other
+    domains' experts, evaluation and export all.
     """
 
     Config = M3oEConfig

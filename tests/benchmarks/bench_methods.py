@@ -33,6 +33,7 @@ SETTINGS = {
     "ple_2_levels": ("ple", {"levels": [UNITS[:2], UNITS[2:]]}),
     "star": ("star", {"hidden_units": UNITS}),
     "m3oe": ("m3oe", {}),
+    "m3oe_sampled": ("m3oe", {"foreign_experts": 2}),
     # Dropout as in the others: off.
     "ssctl": (
         "ssctl",
