@@ -141,7 +141,7 @@ class StackedMLP(keras.layers.Layer):
             x = tf.reshape(x, [-1, kernel.shape[0], self.hidden_units[i]])
         else:
             x = x[tf.newaxis] if x.shape.rank == 2 else x
-            x = tf.matmul(x, kernel) + bias[:, tf.newaxis]
+            x = normalise.add_bias(tf.matmul(x, kernel), bias[:, tf.newaxis])
         if self.norm == "none":
             return normalise.activate(x, self.activation)
         gamma, beta = part(self.gammas), part(self.betas)

@@ -66,9 +66,9 @@ def _fused(
     @tf.custom_gradient
     def op(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[Any, Callable]:
         width = tf.cast(tf.shape(x)[-1], x.dtype)
-        inverse = tf.math.rsqrt(
-            tf.reduce_sum(x * x, axis=-1, keepdims=True) / width + epsilon
-        )
+        # One pass, where a square and its sum would be two.
+        length = tf.math.reduce_euclidean_norm(x, axis=-1, keepdims=True)
+        inverse = tf.math.rsqrt(length * length / width + epsilon)
         normed = x * inverse
         out = normed * gamma + beta
         out = tf.nn.relu(out) if relu else out
@@ -79,7 +79,7 @@ def _fused(
             product = upstream * normed
             d_gamma = _sum_to(product, gamma)
             d_beta = _sum_to(upstream, beta)
-            inner = tf.reduce_sum(product * gamma, axis=-1, keepdims=True) / width
+            inner = _dot(product, gamma) / width
             return inverse * (upstream * gamma - normed * inner), d_gamma, d_beta
 
         return out, grad
@@ -87,12 +87,50 @@ def _fused(
     return op(x, gamma, beta)
 
 
+def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Returns `x + bias`, with a gradient of `bias` in one fast pass.
+
+    Args:
+      x: [..., H].
+      bias: Broadcasts against `x` (dimensions of size 1 or leading ones missing).
+    """
+
+    @tf.custom_gradient
+    def op(x: tf.Tensor, bias: tf.Tensor) -> tuple[Any, Callable]:
+        return x + bias, lambda upstream: (upstream, _sum_to(upstream, bias))
+
+    return op(x, bias)
+
+
 def _sum_to(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Sums `x` over the axes along which `like` was broadcast."""
-    extra = x.shape.rank - like.shape.rank
+    """Sums `x` over the axes along which `like` was broadcast.
+
+    Over rows it is a product with ones, which on CPU takes less than half the time of
+    a sum over an axis that is not the last.
+    """
+    rank = x.shape.rank
+    extra = rank - like.shape.rank
     axes = list(range(extra))
     axes += [extra + i for i, size in enumerate(like.shape) if size == 1]
-    return tf.reshape(tf.reduce_sum(x, axes), tf.shape(like)) if axes else x
+    if not axes:
+        return x
+    if axes == [0]:
+        x = tf.reshape(x, [tf.shape(x)[0], tf.math.reduce_prod(tf.shape(x)[1:])])
+        total = tf.matmul(tf.ones([1, tf.shape(x)[0]], x.dtype), x)
+    elif rank == 3 and axes == [1]:
+        total = tf.matmul(tf.ones([1, 1, tf.shape(x)[1]], x.dtype), x)
+    else:
+        total = tf.reduce_sum(x, axes)
+    return tf.reshape(total, tf.shape(like))
+
+
+def _dot(x: tf.Tensor, gamma: tf.Tensor) -> tf.Tensor:
+    """Returns `sum(x * gamma)` over the last axis, kept: [..., 1]."""
+    if x.shape.rank == 3 and gamma.shape.rank == 3 and gamma.shape[1] == 1:
+        return tf.matmul(x, gamma, transpose_b=True)
+    if gamma.shape.rank == 1:
+        return tf.linalg.matvec(x, gamma)[..., tf.newaxis]
+    return tf.reduce_sum(x * gamma, axis=-1, keepdims=True)
 
 
 def activate(x: tf.Tensor, activation: str | None) -> tf.Tensor:
