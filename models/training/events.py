@@ -39,6 +39,11 @@ class Events:
                     f"event {event.name!r} draws batches; got {replicas} devices."
                 )
 
+    @property
+    def batches_per_step(self) -> float:
+        """Batches of a stream that go with a step, those that events take included."""
+        return 1.0 + sum(1.0 / every for every, e in self._events if e.takes_batch)
+
     def steps_to_next(self) -> float:
         """Returns the number of steps to the next event; inf without events."""
         left = (every - self._state.step % every for every, _ in self._events)

@@ -126,8 +126,13 @@ class Trainer:
         self._streams = streams.TrainStreams(
             self.plans, self.method, config, self._strategy, self.state
         )
+        self._steps_per_epoch = self._main.steps_per_epoch
         self._events = events.Events(
             self.method, self._strategy, self.state, self._steps
+        )
+        # An epoch is one pass over the rows, those that events take included.
+        self._steps_per_epoch = math.ceil(
+            self._main.steps_per_epoch / self._events.batches_per_step
         )
         self.loop = Loop(self.method, self._strategy, jit_compile=config.jit_compile)
         self._scorer = evaluate.Scorer(self.method)
@@ -141,9 +146,9 @@ class Trainer:
         self._summaries = Summaries(workdir)
         self._history = history.History(workdir)
         self._profiler = profile.StepProfiler(config.profile, workdir)
-        epoch = self._main.steps_per_epoch
         self.max_steps: Any = min(
-            math.ceil(config.max_epochs * epoch - 1e-9), config.max_steps or math.inf
+            math.ceil(config.max_epochs * self._steps_per_epoch - 1e-9),
+            config.max_steps or math.inf,
         )
         self.eval_steps = self._steps(config.eval_every)
         self.checkpoint_steps = self._steps(config.checkpoint_every)
@@ -454,11 +459,11 @@ class Trainer:
         return self.state.timed_rows / secs if secs > 0 else None
 
     def _epochs(self, step: int) -> float:
-        return step / self._main.steps_per_epoch
+        return step / self._steps_per_epoch
 
     def _steps(self, duration: int | str) -> int:
         return durations.to_steps(
             duration,
             rows_per_step=self._main.batch_size,
-            steps_per_epoch=self._main.steps_per_epoch,
+            steps_per_epoch=self._steps_per_epoch,
         )

@@ -72,6 +72,30 @@ def test_held_out_rows_are_seen_by_fusion_steps_alone(tmp_path, monkeypatch):
     assert all(v != start[k] for k, v in one.method.scalars().items())
 
 
+def test_an_epoch_counts_the_batches_of_fusion_steps(tmp_path, monkeypatch):
+    dataset = tiny_dataset.make_dataset(tmp_path / "tiny")
+    inner, outer = [], []
+    spy(monkeypatch, "train_step", inner)
+    spy(monkeypatch, "fusion_step", outer)
+    settings = {"fusion_update": "alternate", "fusion_every": 4}
+    config = RunConfig(
+        method="m3oe",
+        method_config=data.SMALL["m3oe"] | settings,
+        data_dir=str(dataset.data_dir),
+        batch_size=40,  # 20 batches an epoch: 16 steps and a fusion step every four
+        max_epochs=1,
+    )
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    one = trainer.Trainer(config, dataset, workdir)
+    one.run()
+    one.close()
+    assert (len(inner), len(outer)) == (16, 4)
+    times = collections.Counter(np.concatenate(inner + outer).tolist())
+    assert len(times) == TRAIN_ROWS
+    assert set(times.values()) == {1}
+
+
 def test_holdout_needs_fusion_steps_and_rows():
     with pytest.raises(ConfigError, match="fusion_update: alternate"):
         M3oEConfig.parse({"fusion_holdout": 0.1})
