@@ -66,9 +66,9 @@ def _fused(
     @tf.custom_gradient
     def op(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[Any, Callable]:
         width = tf.cast(tf.shape(x)[-1], x.dtype)
-        # One pass, where a square and its sum would be two.
-        length = tf.math.reduce_euclidean_norm(x, axis=-1, keepdims=True)
-        inverse = tf.math.rsqrt(length * length / width + epsilon)
+        inverse = tf.math.rsqrt(
+            tf.reduce_sum(x * x, axis=-1, keepdims=True) / width + epsilon
+        )
         normed = x * inverse
         out = normed * gamma + beta
         out = tf.nn.relu(out) if relu else out
