@@ -1,6 +1,5 @@
 """Runs the entries of an experiment over seeds; finished runs are found again."""
 
-import functools
 import math
 import os
 import pathlib
@@ -233,16 +232,6 @@ def _start(
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), "utf-8")
     command = [sys.executable, "-m", "models.train", f"--config={path}"]
+    command = processes.following([*command, f"--workdir={folder}"], processors)
     with (folder / LOG_FILE).open("ab") as log:
-        return subprocess.Popen(
-            [*command, f"--workdir={folder}"],
-            stdout=log,
-            stderr=log,
-            preexec_fn=functools.partial(_settle, processors),
-        )
-
-
-def _settle(processors: set[int]) -> None:
-    """Ties a new process to its processors and, however that ends, to its parent."""
-    os.sched_setaffinity(0, processors)
-    processes.follow_parent()
+        return subprocess.Popen(command, stdout=log, stderr=log)

@@ -1,5 +1,6 @@
 """A process that is started ends with its parent, by a signal that lets it save."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -47,3 +48,10 @@ def test_a_stage_is_asked_to_end_when_its_parent_is_stopped(tmp_path, number):
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("kill -9 $$", -9)])
 def test_status_is_that_of_the_command(script, status):
     assert processes.run(["sh", "-c", script]) == status
+
+
+def test_a_command_is_tied_to_the_processors_it_is_given(capfd):
+    one = min(os.sched_getaffinity(0))
+    show = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    assert subprocess.call(processes.following(show, {one})) == 0
+    assert capfd.readouterr().out == f"{{{one}}}\n"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent import futures
 
 import pytest
@@ -367,14 +368,21 @@ def test_a_worker_that_diverges_need_not_end_the_others(
 
 
 def test_a_run_ends_when_nobody_waits_for_it_any_more(monkeypatch, tmp_path):
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program, begun = tmp_path / "python", tmp_path / "begun"
+    program.write_text(f"#!/bin/sh\ntouch {begun}\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     config, processors = fakes.config("data"), os.sched_getaffinity(0)
+
+    def start():
+        process = runner._start(config, tmp_path / "run", processors)
+        while not begun.exists() and process.poll() is None:
+            time.sleep(0.01)
+        return process
+
     # Linux tells a child of the end of the thread that made it, as kill -9 ends all.
     with futures.ThreadPoolExecutor(1) as pool:
-        task = pool.submit(runner._start, config, tmp_path / "run", processors)
+        task = pool.submit(start)
         assert task.result().poll() is None
     assert task.result().wait(timeout=10) == -signal.SIGTERM
 
