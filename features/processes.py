@@ -18,8 +18,6 @@ if os.getppid() != int(parent):
     sys.exit(128 + signal.SIGTERM)
 os.execvp(command[0], command)
 """
-
-
 _PYTHON = sys.executable
 
 
