@@ -136,7 +136,8 @@ def test_a_preset_and_a_raw_folder_exclude_each_other():
 
 
 @pytest.mark.parametrize(
-    "name", ["movielens_m3oe", "kuairand_m3oe", "overview_epinions_time"]
+    "name",
+    ["movielens_m3oe", "kuairand_m3oe", "overview_movielens", "overview_epinions_time"],
 )
 def test_experiments_on_real_data_compare_with_every_baseline(name):
     found = experiment.load_experiment(name)
