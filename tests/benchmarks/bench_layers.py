@@ -1,6 +1,8 @@
 """What the layers' shortcuts save, each against the plain form, in one run.
 
 `norm`: Dense, layer normalisation and ReLU (`DenseBlock`) against Keras' own layers.
+`bias`: biases of four stacked experts (`add_bias`, whose gradient is a product) against
+TensorFlow's addition, whose gradient is a sum over rows.
 `domain`: weights per domain (`DomainDense`) by each domain's rows in place (`split`,
 what a CPU does), by kernels gathered block by block (`gathered`: XLA, GPU), and by all
 domains on all rows (`all`).  Forward and backward; ratios are seconds of the other form
@@ -23,6 +25,7 @@ from models.layers import domain_rows  # isort: skip
 from models.layers.domain import DomainDense  # isort: skip
 from models.layers.domain_rows import DomainRows  # isort: skip
 from models.layers.mlp import DenseBlock  # isort: skip
+from models.layers.normalise import add_bias  # isort: skip
 
 MAX_ALL_DOMAINS = 30  # all domains on all rows needs D times the memory
 
@@ -57,6 +60,15 @@ def norm_steps(rows, width, units):
     return {
         "ours": gradient_step(ours, ours.trainable_variables, x),
         "keras": gradient_step(plain, plain.trainable_variables, x),
+    }
+
+
+def bias_steps(rows, units, num_experts=4):
+    x = tf.random.stateless_normal([num_experts, rows, units], [1, 2])
+    bias = tf.Variable(tf.zeros([num_experts, 1, units]))
+    return {
+        "ours": gradient_step(lambda x: add_bias(x, bias), [bias], x),
+        "plain": gradient_step(lambda x: x + bias, [bias], x),
     }
 
 
@@ -114,6 +126,7 @@ def main(argv=None):
         width=args.width,
         units=args.units,
         norm=compare(norm_steps(*shape), args.rounds),
+        bias=compare(bias_steps(args.batch, args.units), args.rounds),
         domain={d: compare(domain_steps(*shape, d), args.rounds) for d in args.domains},
     )
 
