@@ -12,7 +12,7 @@ others do not have; what that costs does not depend on D.  `ple_2_levels` and
 A second line has the baselines with one task: the figures that are public for models of
 these sizes are of models with one label.
 
-Every number of domains has a process of its own: in an old one all methods are slower.
+Every number of domains has a process of its own: none inherits another's memory.
 """
 
 import argparse
